@@ -1,0 +1,66 @@
+//! The handle on everything that work needs: built once, cloned cheaply, given to HTTP and to the command line.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use sqlx::PgPool;
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::dataset::Datasets;
+use crate::db;
+use crate::error::Result;
+
+/// The parts of a running service.
+#[derive(Clone)]
+pub struct App {
+    /// Connections to PostgreSQL.
+    pub pool: PgPool,
+    /// The effective configuration.
+    pub config: Arc<Config>,
+    /// What the data are.
+    pub datasets: Arc<Datasets>,
+    /// Bounds on uploads.
+    pub ingest: IngestBounds,
+    /// Whether the database is up to date.
+    pub is_ready: Arc<AtomicBool>,
+}
+
+/// How many uploads there may be.
+#[derive(Clone)]
+pub struct IngestBounds {
+    /// Bodies that are decoded and copied at the same time.
+    pub places: Arc<Semaphore>,
+    /// Uploads that wait or run.
+    pub queue: Arc<Semaphore>,
+}
+
+impl App {
+    /// The parts over a database. It neither connects nor migrates.
+    ///
+    /// # Errors
+    /// Mistakes in dataset definitions, a database URL that is none.
+    pub fn new(config: Config, database_url: &str) -> Result<Self> {
+        let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(crate::Error::Definitions)?;
+        let pool = db::pool(database_url, &config.database)?;
+        let places = match config.ingest.concurrency {
+            // One more than cores: while one COPY waits for the disk, another computes.
+            0 => std::thread::available_parallelism().map_or(2, std::num::NonZero::get) + 1,
+            places => places,
+        };
+        let ingest = IngestBounds {
+            places: Arc::new(Semaphore::new(places)),
+            queue: Arc::new(Semaphore::new(config.ingest.queue)),
+        };
+        Ok(Self { pool, config: Arc::new(config), datasets: Arc::new(datasets), ingest, is_ready: Arc::default() })
+    }
+
+    /// Brings the database up to date: the service's own tables, then those of the datasets.
+    ///
+    /// # Errors
+    /// A database out of reach, newer than this service, or with columns of other types.
+    pub async fn prepare(&self) -> Result<()> {
+        db::migrate(&self.pool).await?;
+        db::tables::ensure(&self.pool, &self.datasets).await
+    }
+}

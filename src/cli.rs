@@ -1,0 +1,250 @@
+//! The command line: what can be asked for, and what each command does.
+
+mod demo;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::App;
+use crate::config::{Config, Scope};
+use crate::dataset::Datasets;
+use crate::error::{Error, Result};
+use crate::serve::{Database, Service};
+use crate::{db, http, secrets, telemetry, tls};
+
+/// Takes in metagenomic results from HTCondor workers, exactly once, and hands them on.
+#[derive(Debug, Parser)]
+#[command(name = "nvd-support-car", version, propagate_version = true)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    /// What to do; `serve` when absent.
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+struct Common {
+    /// Configuration file (also NVD_CONFIG).
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder for the database, exports and generated secrets.
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Sets any key of the configuration; may be repeated.
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = parse_pair)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve(Listen),
+    /// Run the service and send it real sample results.
+    Demo(Listen),
+    /// Make access tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Look at datasets and their tables.
+    #[command(subcommand)]
+    Datasets(DatasetsCommand),
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the OpenAPI description.
+    Openapi,
+    /// Ask a running service whether it is ready; for container health checks.
+    Healthcheck(Healthcheck),
+}
+
+/// Where to listen.
+#[derive(Debug, Default, Args)]
+struct Listen {
+    /// Address and port to listen on; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token: prints it once, and the lines for the configuration that hold only its hash.
+    New {
+        /// Who or what will use it.
+        #[arg(long)]
+        name: String,
+        /// What it allows; may be repeated.
+        #[arg(long, required = true)]
+        scope: Vec<Scope>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum DatasetsCommand {
+    /// List the datasets.
+    List,
+    /// Print the SQL that would bring the tables up to date, without running it.
+    Plan,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the effective configuration without secrets, or all its faults.
+    Check,
+}
+
+#[derive(Debug, Args)]
+struct Healthcheck {
+    /// Address of the service; the configured one when absent.
+    #[arg(long)]
+    url: Option<String>,
+}
+
+/// Runs a command and tells how it ended: 0 well, 1 failed, 2 wrong usage.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    tls::use_ring();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&Error::Environment(format!("cannot start: {error}"))),
+    };
+    let done = runtime.block_on(execute(cli));
+    // Decoding threads of bodies that were cut off must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+}
+
+fn failed(error: &Error) -> ExitCode {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    eprintln!("error: {error}{cause}");
+    ExitCode::FAILURE
+}
+
+async fn execute(cli: Cli) -> Result<()> {
+    let Cli { common, command } = cli;
+    match command.unwrap_or_else(|| Command::Serve(Listen::default())) {
+        Command::Serve(listen) => Service::start(service_config(&common, &listen)?).await?.run().await,
+        Command::Demo(listen) => demo::run(service_config(&common, &listen)?).await,
+        Command::Token(TokenCommand::New { name, scope }) => new_token(&name, &scope),
+        Command::Datasets(command) => datasets(load(&common, &[])?, &command).await,
+        Command::Config(ConfigCommand::Check) => {
+            let text = load(&common, &[])?.to_toml().map_err(|error| Error::Environment(error.to_string()))?;
+            print(&text)
+        }
+        Command::Openapi => openapi(&load(&common, &[])?),
+        Command::Healthcheck(healthcheck) => check_health(&load(&common, &[])?, healthcheck.url).await,
+    }
+}
+
+fn load(common: &Common, flags: &[(String, String)]) -> Result<Config> {
+    let mut overrides = common.set.clone();
+    if let Some(dir) = &common.data_dir {
+        overrides.push(("data_dir".into(), dir.display().to_string()));
+    }
+    overrides.extend_from_slice(flags);
+    // Names that are not UTF-8 cannot be ours.
+    let env =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    Ok(Config::load(common.config.as_deref(), env, &overrides)?)
+}
+
+fn service_config(common: &Common, listen: &Listen) -> Result<Config> {
+    let mut flags = Vec::new();
+    if let Some(address) = &listen.listen {
+        let (host, port) = address.rsplit_once(':').ok_or_else(|| {
+            Error::Environment(format!("--listen {address} is not HOST:PORT, such as 127.0.0.1:8080"))
+        })?;
+        flags.push(("server.host".to_owned(), host.trim_matches(['[', ']']).to_owned()));
+        flags.push(("server.port".to_owned(), port.to_owned()));
+    }
+    let config = load(common, &flags)?;
+    telemetry::init_logs(&config.log)?;
+    Ok(config)
+}
+
+fn new_token(name: &str, scopes: &[Scope]) -> Result<()> {
+    let token = secrets::generate("nvd_")?;
+    let hash = data_encoding::HEXLOWER.encode(&http::auth::hash(&token));
+    let scopes: Vec<String> = scopes.iter().map(|scope| format!("\"{}\"", scope.as_str())).collect();
+    let name = toml::Value::from(name);
+    print(&format!(
+        "Token, shown only now:\n{token}\n\nFor the configuration file:\n[[auth.tokens]]\nname = {name}\nscopes = [{}]\nsha256 = \"{hash}\"\n",
+        scopes.join(", ")
+    ))
+}
+
+fn openapi(config: &Config) -> Result<()> {
+    let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(Error::Definitions)?;
+    let text =
+        serde_json::to_string_pretty(&http::openapi(&datasets)).map_err(|error| Error::Internal(error.to_string()))?;
+    print(&format!("{text}\n"))
+}
+
+async fn datasets(config: Config, command: &DatasetsCommand) -> Result<()> {
+    match command {
+        DatasetsCommand::List => {
+            let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(Error::Definitions)?;
+            let lines =
+                datasets.iter().map(|dataset| format!("{}\t{}\t{}\n", dataset.name, dataset.table, dataset.title));
+            print(&lines.collect::<String>())
+        }
+        DatasetsCommand::Plan => {
+            let database = Database::open(&config).await?;
+            let app = App::new(config, &database.url)?;
+            let planned = plan(&app).await;
+            app.pool.close().await;
+            database.close().await?;
+            print(&planned?)
+        }
+    }
+}
+
+async fn plan(app: &App) -> Result<String> {
+    let mut connection = app.pool.acquire().await?;
+    let statements = db::tables::plan(&mut connection, &app.datasets).await?;
+    if statements.is_empty() {
+        return Ok("-- All tables are as declared.\n".to_owned());
+    }
+    Ok(statements.iter().map(|statement| format!("{statement};\n")).collect())
+}
+
+async fn check_health(config: &Config, url: Option<String>) -> Result<()> {
+    let url = url.unwrap_or_else(|| {
+        let host =
+            if ["0.0.0.0", "::"].contains(&config.server.host.as_str()) { "127.0.0.1" } else { &config.server.host };
+        let scheme = if config.server.cert_path.is_some() { "https" } else { "http" };
+        format!("{scheme}://{host}:{}", config.server.port)
+    });
+    // The question goes to this machine, under a name that its certificate need not have.
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .tls_danger_accept_invalid_certs(true)
+        .no_proxy()
+        .build()
+        .map_err(|error| Error::Environment(error.to_string()))?;
+    let answer = client.get(format!("{}/readyz", url.trim_end_matches('/'))).send().await;
+    let answer = answer.map_err(|error| Error::Environment(format!("{url} does not answer: {error}")))?;
+    if answer.status().is_success() {
+        return print("ready\n");
+    }
+    let status = answer.status();
+    Err(Error::Environment(format!("{url} answers {status}: {}", answer.text().await.unwrap_or_default())))
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
+        .ok_or_else(|| "expected KEY=VALUE, such as limits.burst=100".to_owned())
+}
+
+fn print(text: &str) -> Result<()> {
+    // A closed pipe (`... | head`) is no failure.
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Error::Environment(error.to_string())),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,317 @@
+//! The configuration: one tree of keys, laid together from layers, checked as a whole.
+//!
+//! Embedded `config/default.toml` < file of `--config` or `NVD_CONFIG` < flat names < `NVD__SECTION__KEY` < flags.
+//! All faults are reported at once, each with its key and source, and never with a secret.
+
+mod fault;
+mod layers;
+mod secret;
+mod suggest;
+mod values;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+pub use fault::{ConfigError, Fault, Source};
+pub use layers::FLAT_NAMES;
+pub use secret::Secret;
+
+use layers::{Layers, Leaf, flatten};
+
+/// Every key with its comment and default.
+pub const DEFAULTS: &str = include_str!("../../config/default.toml");
+
+/// The effective configuration. `config/default.toml` says what each key is for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "config/default.toml documents every key, and a test holds that it does")]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub server: ServerConfig,
+    pub database: DatabaseConfig,
+    pub embedded: EmbeddedConfig,
+    pub auth: AuthConfig,
+    pub limits: LimitsConfig,
+    pub ingest: IngestConfig,
+    pub datasets: DatasetsConfig,
+    pub log: LogConfig,
+}
+
+/// Where the service listens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct ServerConfig {
+    pub host: String,
+    pub port: u16,
+    #[serde(with = "values::blank")]
+    pub cert_path: Option<PathBuf>,
+    #[serde(with = "values::blank")]
+    pub key_path: Option<PathBuf>,
+    #[serde(with = "humantime_serde")]
+    pub shutdown_deadline: Duration,
+    #[serde(with = "values::blank")]
+    pub redoc_bundle: Option<PathBuf>,
+    #[serde(with = "values::blank")]
+    pub public_url: Option<String>,
+}
+
+/// The PostgreSQL server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct DatabaseConfig {
+    #[serde(with = "values::blank")]
+    pub url: Option<Secret>,
+    pub max_connections: u32,
+    #[serde(with = "humantime_serde")]
+    pub acquire_timeout: Duration,
+}
+
+/// The PostgreSQL that the service runs itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct EmbeddedConfig {
+    #[serde(with = "values::size")]
+    pub shared_buffers: ByteSize,
+}
+
+/// Access tokens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct AuthConfig {
+    #[serde(with = "values::blank")]
+    pub ingest_token: Option<Secret>,
+    #[serde(with = "values::blank")]
+    pub bearer_token: Option<Secret>,
+    pub tokens: Vec<TokenConfig>,
+}
+
+/// An access token of which only the hash is known.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct TokenConfig {
+    pub name: String,
+    pub scopes: Vec<Scope>,
+    pub sha256: String,
+}
+
+/// What a token allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// Sending results.
+    Ingest,
+    /// Reading what is stored.
+    Read,
+    /// Steering and deleting.
+    Operate,
+}
+
+impl Scope {
+    /// The scope as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingest => "ingest",
+            Self::Read => "read",
+            Self::Operate => "operate",
+        }
+    }
+}
+
+/// Limits for each token.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct LimitsConfig {
+    pub rate_per_second: u32,
+    pub burst: u32,
+    pub queue: usize,
+}
+
+/// Limits for uploads.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct IngestConfig {
+    pub concurrency: usize,
+    pub queue: usize,
+    #[serde(with = "values::size")]
+    pub max_body: ByteSize,
+    #[serde(with = "values::size")]
+    pub max_decompressed: ByteSize,
+    pub max_rows: u64,
+    #[serde(with = "values::size")]
+    pub max_line: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+}
+
+/// The operator's own datasets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct DatasetsConfig {
+    #[serde(with = "values::blank")]
+    pub dir: Option<PathBuf>,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct LogConfig {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+impl Config {
+    /// Lays the layers over the defaults and checks the result. `overrides` are (key, value) pairs of flags.
+    ///
+    /// # Errors
+    /// Every fault of every layer.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl IntoIterator<Item = (String, String)>,
+        overrides: &[(String, String)],
+    ) -> Result<Self, ConfigError> {
+        let defaults = parse_defaults()?;
+        let sections: BTreeSet<String> = sections(&defaults);
+        let is_section = |key: &str| sections.contains(key);
+        let known: BTreeSet<String> = flatten(defaults, &is_section).into_iter().map(|(key, _)| key).collect();
+        let Layers { leaves, mut faults } = Layers::read(is_section, file, env, overrides);
+        for leaf in leaves.values() {
+            faults.extend(check_leaf(leaf, &known).err());
+        }
+        if !faults.is_empty() {
+            return Err(ConfigError { faults });
+        }
+        let config = build(leaves.values()).map_err(|error| fault(Fault::WHOLE, &Source::Default, &error))?;
+        let source = |key: &str| leaves.get(key).map_or(Source::Default, |leaf| leaf.source.clone());
+        let faults: Vec<Fault> = config
+            .mistakes()
+            .into_iter()
+            .map(|(key, reason)| Fault { key: key.to_owned(), source: source(key), reason })
+            .collect();
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError { faults }) }
+    }
+
+    /// What no type can tell: keys that contradict each other, numbers out of range.
+    fn mistakes(&self) -> Vec<(&'static str, String)> {
+        let mut mistakes = Vec::new();
+        let mut check = |holds: bool, key, reason: &str| {
+            if !holds {
+                mistakes.push((key, reason.to_owned()));
+            }
+        };
+        check(
+            self.server.cert_path.is_some() == self.server.key_path.is_some(),
+            "server.cert_path",
+            "goes together with server.key_path: set both or neither",
+        );
+        check(self.database.max_connections >= 4, "database.max_connections", "must be at least 4");
+        check(self.limits.rate_per_second >= 1, "limits.rate_per_second", "must be at least 1");
+        check(self.limits.burst >= 1, "limits.burst", "must be at least 1");
+        check(self.ingest.queue >= 1, "ingest.queue", "must be at least 1");
+        check(self.ingest.max_rows <= i32::MAX as u64, "ingest.max_rows", "must be at most 2147483647");
+        let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
+        let unique = names.len() == self.auth.tokens.len() && !names.contains("");
+        check(unique, "auth.tokens", "every token needs a name of its own");
+        for token in &self.auth.tokens {
+            let hex = token.sha256.len() == 64 && token.sha256.bytes().all(|digit| digit.is_ascii_hexdigit());
+            check(hex, "auth.tokens", &format!("sha256 of `{}` must be 64 hexadecimal digits", token.name));
+            check(!token.scopes.is_empty(), "auth.tokens", &format!("`{}` has no scopes", token.name));
+        }
+        mistakes
+    }
+
+    /// The effective tree as TOML, without secrets.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+
+    /// Whether a token was configured, as opposed to one that the service makes for itself.
+    #[must_use]
+    pub fn has_tokens(&self) -> bool {
+        self.auth.ingest_token.is_some() || self.auth.bearer_token.is_some() || !self.auth.tokens.is_empty()
+    }
+
+    /// `host:port`, an IPv6 address in brackets.
+    #[must_use]
+    pub fn listen(&self) -> String {
+        let ServerConfig { host, port, .. } = &self.server;
+        if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    /// Where generated secrets lie.
+    #[must_use]
+    pub fn secrets_dir(&self) -> PathBuf {
+        self.data_dir.join("secrets")
+    }
+}
+
+fn parse_defaults() -> Result<::config::Map<String, ::config::Value>, ConfigError> {
+    toml::from_str(DEFAULTS)
+        .map_err(|error| Fault { key: Fault::WHOLE.into(), source: Source::Default, reason: error.to_string() }.into())
+}
+
+/// The keys that are tables of keys.
+fn sections(tree: &::config::Map<String, ::config::Value>) -> BTreeSet<String> {
+    let is_table = |value: &::config::Value| matches!(value.kind, ::config::ValueKind::Table(_));
+    tree.iter().filter(|(_, value)| is_table(value)).map(|(key, _)| key.clone()).collect()
+}
+
+/// The defaults with some values laid over them.
+fn build<'a>(leaves: impl IntoIterator<Item = &'a Leaf>) -> Result<Config, ::config::ConfigError> {
+    let defaults = ::config::File::from_str(DEFAULTS, ::config::FileFormat::Toml);
+    let mut builder = ::config::Config::builder().add_source(defaults);
+    for leaf in leaves {
+        builder = builder.set_override(&leaf.key, leaf.value.clone())?;
+    }
+    builder.build()?.try_deserialize()
+}
+
+/// Whether a value is known and of the right type, told by laying it alone over the defaults.
+fn check_leaf(leaf: &Leaf, known: &BTreeSet<String>) -> Result<(), Fault> {
+    if !known.contains(&leaf.key) {
+        let hint = suggest::nearest(&leaf.key, known.iter().map(String::as_str));
+        let hint = hint.map(|key| format!("; did you mean {key}?")).unwrap_or_default();
+        let reason = format!("is not a key of the configuration{hint}");
+        return Err(Fault { key: leaf.key.clone(), source: leaf.source.clone(), reason });
+    }
+    build([leaf]).map(drop).map_err(|error| fault(&leaf.key, &leaf.source, &error))
+}
+
+/// A fault without the value, which may be a secret.
+fn fault(key: &str, source: &Source, error: &::config::ConfigError) -> Fault {
+    let reason = match error {
+        ::config::ConfigError::Type { expected, .. } => format!("expected {expected}"),
+        ::config::ConfigError::At { error, .. } => return fault(key, source, error),
+        _ => "has a value of the wrong form; config/default.toml shows the right one".to_owned(),
+    };
+    Fault { key: key.to_owned(), source: source.clone(), reason }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,65 @@
+//! A dataset as an OpenAPI (JSON Schema 2020-12) object, and as the JSON Schema that `GET /datasets/{name}` shows.
+
+use serde_json::{Map, Value, json};
+
+use super::definition::{Bounds, Column, Dataset};
+use super::kind::Kind;
+
+/// The JSON Schema of one record. Unknown fields are allowed: they are kept in `extra`.
+#[must_use]
+pub fn record_schema(dataset: &Dataset) -> Value {
+    let properties: Map<String, Value> =
+        dataset.columns.iter().map(|column| (column.name.clone(), column_schema(column))).collect();
+    let required: Vec<&str> =
+        dataset.columns.iter().filter(|column| column.required).map(|column| column.name.as_str()).collect();
+    json!({
+        "type": "object",
+        "title": dataset.title,
+        "description": dataset.description,
+        "properties": properties,
+        "required": required,
+        "additionalProperties": true,
+        "example": example(dataset),
+    })
+}
+
+/// One record made of the columns' examples.
+#[must_use]
+pub fn example(dataset: &Dataset) -> Value {
+    let fields = dataset.columns.iter().filter_map(|column| Some((column.name.clone(), column.example.clone()?)));
+    Value::Object(fields.collect())
+}
+
+fn column_schema(column: &Column) -> Value {
+    let mut schema = Map::new();
+    let (name, format) = match column.kind {
+        Kind::Text => ("string", None),
+        Kind::Int => ("integer", Some("int64")),
+        Kind::Float => ("number", Some("double")),
+        Kind::Bool => ("boolean", None),
+        Kind::Timestamp => ("string", Some("date-time")),
+        Kind::Json => ("object", None),
+    };
+    let kind = if column.required { json!(name) } else { json!([name, "null"]) };
+    schema.insert("type".into(), kind);
+    if let Some(format) = format {
+        schema.insert("format".into(), json!(format));
+    }
+    let unit = column.unit.as_ref().map(|unit| format!(" Unit: {unit}.")).unwrap_or_default();
+    schema.insert("description".into(), json!(format!("{}{unit}", column.description)));
+    let (min, max) = match column.range {
+        None => (None, None),
+        Some(Bounds::Int { min, max }) => {
+            ((min != i64::MIN).then(|| json!(min)), (max != i64::MAX).then(|| json!(max)))
+        }
+        Some(Bounds::Float { min, max }) => {
+            ((min != f64::MIN).then(|| json!(min)), (max != f64::MAX).then(|| json!(max)))
+        }
+    };
+    for (key, value) in [("minimum", min), ("maximum", max), ("example", column.example.clone())] {
+        if let Some(value) = value {
+            schema.insert(key.into(), value);
+        }
+    }
+    Value::Object(schema)
+}

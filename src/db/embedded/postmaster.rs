@@ -1,0 +1,70 @@
+//! A running server, seen from outside: the file it keeps in its directory, its process and its
+//! port.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a server that is well may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The protocol's request to encrypt, which a server answers with one byte before anyone logs in.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+
+/// The main process of a server.
+#[derive(Debug, Clone, Copy)]
+pub struct Postmaster {
+    /// Its process id.
+    pub pid: u32,
+    /// Its port on 127.0.0.1.
+    pub port: u16,
+    /// Whether it says that it has recovered and takes connections.
+    pub ready: bool,
+}
+
+impl Postmaster {
+    /// The server that runs on the directory `dir`, a path without symbolic links.
+    pub fn running(dir: &Path) -> Option<Self> {
+        Self::recorded(dir).filter(|postmaster| works_on(postmaster.pid, dir))
+    }
+
+    /// The last server on `dir` that did not end in order: it may run or be long gone.
+    pub fn recorded(dir: &Path) -> Option<Self> {
+        let file = fs::read_to_string(dir.join("postmaster.pid")).ok()?;
+        let line = |number: usize| file.lines().nth(number - 1).map(str::trim);
+        Some(Self { pid: line(1)?.parse().ok()?, port: line(4)?.parse().ok()?, ready: line(8) == Some("ready") })
+    }
+
+    /// Whether it takes connections: its port alone would be open even if the process hung.
+    pub fn answers(&self) -> bool {
+        self.ready && self.ask().is_ok()
+    }
+
+    fn ask(&self) -> std::io::Result<()> {
+        let mut connection = TcpStream::connect_timeout(&loopback(self.port), PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.write_all(&SSL_REQUEST)?;
+        connection.read_exact(&mut [0])
+    }
+}
+
+/// The address of `port` on this machine.
+pub fn loopback(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// Whether process `pid` is a server on `dir`. That a process has the number says little: after a
+/// restart of the machine it may be any program. A server's working directory is its `dir`.
+#[cfg(target_os = "linux")]
+fn works_on(pid: u32, dir: &Path) -> bool {
+    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|working_dir| working_dir == dir)
+}
+
+/// Whether process `pid` is a server on `dir`, which `pg_ctl` names on its command line.
+#[cfg(not(target_os = "linux"))]
+fn works_on(pid: u32, dir: &Path) -> bool {
+    let output = std::process::Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&*dir.to_string_lossy()))
+}

@@ -1,0 +1,60 @@
+//! Where rows live: the connection pool, migrations, dataset tables, submissions, and the embedded PostgreSQL.
+
+pub mod embedded;
+pub mod submissions;
+pub mod tables;
+
+use sqlx::postgres::PgCopyIn;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+
+use crate::config::DatabaseConfig;
+use crate::dataset::{Dataset, sql};
+use crate::error::{Error, Result};
+
+/// The service's own tables.
+pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// A pool of connections to the database at `url`. It connects when first used.
+///
+/// # Errors
+/// A URL that is none.
+pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
+    let options: PgConnectOptions = url.parse().map_err(|_| {
+        Error::Environment("DATABASE_URL is not a PostgreSQL URL such as postgres://user:password@host/db".into())
+    })?;
+    let options = options.application_name("nvd-support-car").options([("TimeZone", "UTC")]);
+    Ok(PgPoolOptions::new()
+        .max_connections(config.max_connections)
+        .acquire_timeout(config.acquire_timeout)
+        .connect_lazy_with(options))
+}
+
+/// Brings the service's own tables up to date.
+///
+/// # Errors
+/// A database out of reach, or one that a newer version of the service has migrated.
+pub async fn migrate(pool: &PgPool) -> Result<()> {
+    MIGRATIONS.run(pool).await?;
+    Ok(())
+}
+
+/// Runs one statement that the service has put together from checked identifiers; with [`copy_in`] the only place for such SQL.
+///
+/// # Errors
+/// What PostgreSQL says.
+pub async fn execute_generated(connection: &mut PgConnection, statement: String) -> Result<u64> {
+    Ok(sqlx::query(AssertSqlSafe(statement)).execute(connection).await?.rows_affected())
+}
+
+/// Begins the COPY that takes rows of a dataset into `table`: its own, or one of the same shape.
+///
+/// # Errors
+/// What PostgreSQL says.
+pub async fn copy_in<'c>(
+    connection: &'c mut PgConnection,
+    dataset: &Dataset,
+    table: &str,
+) -> Result<PgCopyIn<&'c mut PgConnection>> {
+    Ok(connection.copy_in_raw(&sql::copy_in(dataset, table)).await?)
+}

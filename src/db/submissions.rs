@@ -1,0 +1,227 @@
+//! Submissions: one row for each result file that was taken in, written and removed together with its rows.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgPool};
+
+use super::execute_generated;
+use crate::dataset::{Dataset, sql};
+use crate::error::Result;
+
+/// A submission as it is stored.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Submission {
+    /// Grows with time, with gaps.
+    pub id: i64,
+    /// The dataset's name.
+    pub dataset: String,
+    /// The client's key, or `sha256:` and the fingerprint.
+    pub key: String,
+    /// SHA-256 over dataset, parameters and content.
+    pub fingerprint: Vec<u8>,
+    /// SHA-256 of the decompressed content.
+    pub sha256: Vec<u8>,
+    /// Rows stored.
+    pub rows: i64,
+    /// Rows passed over because their unique key was there already.
+    pub duplicates: i64,
+    /// Decompressed bytes.
+    pub bytes: i64,
+    /// The sample that all rows share.
+    pub sample_id: Option<String>,
+    /// The run that all rows share.
+    pub run_id: Option<String>,
+    /// The name of the access token.
+    pub client: String,
+    /// When the transaction began.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A submission to be written.
+#[derive(Debug)]
+pub struct NewSubmission<'a> {
+    /// From [`reserve`].
+    pub id: i64,
+    /// The dataset's name.
+    pub dataset: &'a str,
+    /// The key under which it is known.
+    pub key: String,
+    /// SHA-256 over dataset, parameters and content.
+    pub fingerprint: [u8; 32],
+    /// SHA-256 of the decompressed content.
+    pub sha256: [u8; 32],
+    /// Rows stored.
+    pub rows: u64,
+    /// Rows passed over.
+    pub duplicates: u64,
+    /// Decompressed bytes.
+    pub bytes: u64,
+    /// The sample that all rows share.
+    pub sample_id: Option<&'a str>,
+    /// The run that all rows share.
+    pub run_id: Option<&'a str>,
+    /// The name of the access token.
+    pub client: &'a str,
+}
+
+/// An id for a submission that is about to arrive. An id that is not used leaves a gap.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn reserve(pool: &PgPool) -> Result<i64> {
+    Ok(sqlx::query_scalar("-- submissions.reserve\nSELECT nextval('submissions_id_seq')").fetch_one(pool).await?)
+}
+
+/// The submission of that key, if any.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn by_key(pool: &PgPool, dataset: &str, key: &str) -> Result<Option<Submission>> {
+    Ok(sqlx::query_as("-- submissions.by_key\nSELECT * FROM submissions WHERE dataset = $1 AND key = $2")
+        .bind(dataset)
+        .bind(key)
+        .fetch_optional(pool)
+        .await?)
+}
+
+/// The submission of that id, if any.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn by_id(pool: &PgPool, id: i64) -> Result<Option<Submission>> {
+    Ok(sqlx::query_as("-- submissions.by_id\nSELECT * FROM submissions WHERE id = $1")
+        .bind(id)
+        .fetch_optional(pool)
+        .await?)
+}
+
+/// Which submissions [`list`] answers with; `None` does not filter.
+#[derive(Debug, Default)]
+pub struct Filter {
+    /// Of that dataset.
+    pub dataset: Option<String>,
+    /// All of whose rows are of that sample.
+    pub sample_id: Option<String>,
+    /// All of whose rows are of that run.
+    pub run_id: Option<String>,
+    /// Taken in at that time or later.
+    pub since: Option<DateTime<Utc>>,
+    /// With a smaller id.
+    pub before: Option<i64>,
+    /// At most so many.
+    pub limit: i64,
+}
+
+/// Submissions, newest first.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn list(pool: &PgPool, filter: &Filter) -> Result<Vec<Submission>> {
+    Ok(sqlx::query_as(
+        "-- submissions.list
+        SELECT * FROM submissions
+        WHERE ($1::text IS NULL OR dataset = $1)
+          AND ($2::text IS NULL OR sample_id = $2)
+          AND ($3::text IS NULL OR run_id = $3)
+          AND ($4::timestamptz IS NULL OR created_at >= $4)
+          AND ($5::bigint IS NULL OR id < $5)
+        ORDER BY id DESC LIMIT $6",
+    )
+    .bind(&filter.dataset)
+    .bind(&filter.sample_id)
+    .bind(&filter.run_id)
+    .bind(filter.since)
+    .bind(filter.before)
+    .bind(filter.limit)
+    .fetch_all(pool)
+    .await?)
+}
+
+/// Writes a submission; `None` when its key is taken. Waits for another transaction that is writing the same key.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn insert(connection: &mut PgConnection, new: &NewSubmission<'_>) -> Result<Option<Submission>> {
+    Ok(sqlx::query_as(
+        "-- submissions.insert
+        INSERT INTO submissions
+            (id, dataset, key, fingerprint, sha256, rows, duplicates, bytes, sample_id, run_id, client)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+        ON CONFLICT (dataset, key) DO NOTHING
+        RETURNING *",
+    )
+    .bind(new.id)
+    .bind(new.dataset)
+    .bind(&new.key)
+    .bind(&new.fingerprint[..])
+    .bind(&new.sha256[..])
+    .bind(new.rows.cast_signed())
+    .bind(new.duplicates.cast_signed())
+    .bind(new.bytes.cast_signed())
+    .bind(new.sample_id)
+    .bind(new.run_id)
+    .bind(new.client)
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// The submission of that key, locked against change until the transaction ends.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn lock(connection: &mut PgConnection, dataset: &str, key: &str) -> Result<Option<Submission>> {
+    Ok(sqlx::query_as("-- submissions.lock\nSELECT * FROM submissions WHERE dataset = $1 AND key = $2 FOR UPDATE")
+        .bind(dataset)
+        .bind(key)
+        .fetch_optional(connection)
+        .await?)
+}
+
+/// Removes a submission and its rows; false when it is not there.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn delete(connection: &mut PgConnection, dataset: &Dataset, id: i64) -> Result<bool> {
+    let deleted = sqlx::query("-- submissions.delete\nDELETE FROM submissions WHERE id = $1 AND dataset = $2")
+        .bind(id)
+        .bind(&dataset.name)
+        .execute(&mut *connection)
+        .await?;
+    if deleted.rows_affected() == 0 {
+        return Ok(false);
+    }
+    let table = sql::quoted(&dataset.table);
+    let rows = format!("-- submissions.delete_rows\nDELETE FROM {table} WHERE submission_id = {id}");
+    execute_generated(connection, rows).await?;
+    Ok(true)
+}
+
+/// The temporary table that rows with a unique key are copied into first.
+pub const INCOMING: &str = "incoming";
+
+/// Makes [`INCOMING`] in the shape of the dataset's table, until the transaction ends.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn create_incoming(connection: &mut PgConnection, dataset: &Dataset) -> Result<()> {
+    let table = sql::quoted(&dataset.table);
+    let create = format!(
+        "-- submissions.create_incoming\nCREATE TEMP TABLE {INCOMING} (LIKE {table} INCLUDING DEFAULTS) ON COMMIT DROP"
+    );
+    execute_generated(connection, create).await?;
+    Ok(())
+}
+
+/// Moves the rows of [`INCOMING`] whose unique key is not there yet, and answers with their number.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn take_incoming(connection: &mut PgConnection, dataset: &Dataset) -> Result<u64> {
+    let columns = sql::copy_columns(dataset);
+    let unique = sql::quoted_list(dataset.unique.iter().map(String::as_str));
+    // The order of the key, so that two bodies with the same keys wait for each other instead of deadlocking.
+    let take = format!(
+        "-- submissions.take_incoming\nINSERT INTO {} ({columns}) SELECT {columns} FROM {INCOMING} ORDER BY {unique}, ordinal ON CONFLICT ({unique}) DO NOTHING",
+        sql::quoted(&dataset.table)
+    );
+    execute_generated(connection, take).await
+}

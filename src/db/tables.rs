@@ -1,0 +1,83 @@
+//! Creates and extends the tables of the datasets from their definitions.
+
+use std::collections::HashMap;
+
+use sqlx::{PgConnection, PgPool};
+
+use super::execute_generated;
+use crate::dataset::sql::{self, Existing, ExistingTable};
+use crate::dataset::{Dataset, Datasets, Mistake};
+use crate::error::{Error, Result};
+
+/// One at a time, over all replicas; any number that nobody else uses.
+const LOCK: i64 = 0x4E56_4454;
+
+/// Brings every dataset table up to date. Replicas that start at once wait for each other.
+///
+/// # Errors
+/// Columns that have another type in the database than in the definition.
+pub async fn ensure(pool: &PgPool, datasets: &Datasets) -> Result<()> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query("-- tables.lock\nSELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+    for statement in plan(&mut transaction, datasets).await? {
+        execute_generated(&mut transaction, statement).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}
+
+/// The statements that [`ensure`] would run.
+///
+/// # Errors
+/// Columns that have another type in the database than in the definition.
+pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<Vec<String>> {
+    let tables = existing_tables(connection).await?;
+    let indexes = existing_indexes(connection).await?;
+    let mut statements = Vec::new();
+    let mut mistakes = Vec::new();
+    for dataset in datasets.iter() {
+        match plan_table(dataset, &tables, &indexes) {
+            Ok(found) => statements.extend(found),
+            Err(conflicts) => mistakes.extend(conflicts.into_iter().map(|reason| Mistake::new(&dataset.name, reason))),
+        }
+    }
+    if mistakes.is_empty() { Ok(statements) } else { Err(Error::Definitions(mistakes)) }
+}
+
+fn plan_table(
+    dataset: &Dataset,
+    tables: &HashMap<String, ExistingTable>,
+    indexes: &[String],
+) -> Result<Vec<String>, Vec<String>> {
+    let none = ExistingTable::new();
+    let mut statements = sql::plan(dataset, tables.get(&dataset.table).unwrap_or(&none))?;
+    let missing = |statement: &String| !indexes.iter().any(|name| statement.contains(&sql::quoted(name)));
+    statements.extend(sql::indexes(dataset).into_iter().filter(missing));
+    Ok(statements)
+}
+
+async fn existing_tables(connection: &mut PgConnection) -> Result<HashMap<String, ExistingTable>> {
+    let rows: Vec<(String, String, String, bool, bool)> = sqlx::query_as(
+        "-- tables.columns
+        SELECT c.relname::text, a.attname::text, format_type(a.atttypid, NULL), a.attnotnull, a.atthasdef
+        FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
+          AND a.attnum > 0 AND NOT a.attisdropped",
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut tables: HashMap<String, ExistingTable> = HashMap::new();
+    for (table, column, postgres, not_null, has_default) in rows {
+        tables.entry(table).or_default().insert(column, Existing { postgres, not_null, has_default });
+    }
+    Ok(tables)
+}
+
+async fn existing_indexes(connection: &mut PgConnection) -> Result<Vec<String>> {
+    Ok(sqlx::query_scalar(
+        "-- tables.indexes
+        SELECT relname::text FROM pg_class WHERE relkind = 'i' AND relnamespace = current_schema()::regnamespace",
+    )
+    .fetch_all(connection)
+    .await?)
+}

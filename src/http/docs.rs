@@ -1,0 +1,226 @@
+//! OpenAPI: what the routes and the dataset definitions say together, and the two pages that show it.
+
+use std::path::PathBuf;
+
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::Html;
+use axum::routing::get;
+use serde_json::{Map, Value, json};
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+use utoipa_redoc::{Redoc, Servable};
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::problem::{PROBLEM_JSON, ProblemBody};
+use crate::dataset::{Dataset, Datasets, openapi};
+
+/// Where the page of Redoc finds its program when the operator has no copy of it.
+const REDOC_CDN: &str = "https://cdn.redoc.ly/redoc/latest/bundles/redoc.standalone.js";
+
+/// Where the operator's copy of Redoc's program is served.
+const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(
+        title = "NVD Support Car API",
+        description = "Takes in metagenomic results from HTCondor workers, exactly once, and hands them on.",
+        license(name = "MIT", identifier = "MIT")
+    ),
+    components(schemas(ProblemBody)),
+    tags(
+        (name = "ingest", description = "Sending result files: one body is one submission, stored whole or not at all"),
+        (name = "submissions", description = "What has been taken in"),
+        (name = "datasets", description = "What can be sent"),
+        (name = "system", description = "Health, metrics, version"),
+    )
+)]
+struct Base;
+
+/// The statuses that routes behind a token may answer with, beside their own.
+const SECURED: [(&str, &str); 4] = [
+    ("401", "No valid token; see `WWW-Authenticate`"),
+    ("403", "The token lacks the scope"),
+    ("429", "Too many requests of this token wait; see `Retry-After`"),
+    ("503", "Overloaded, or the database is away; see `Retry-After`"),
+];
+
+/// The statuses that routes with a body may answer with.
+const BODY: [(&str, &str); 5] = [
+    ("400", "The body is damaged, incomplete, not UTF-8, or in no known format; nothing is stored"),
+    ("408", "No data arrived for too long; nothing is stored"),
+    ("409", "The key was used for other content"),
+    ("413", "A limit is exceeded; nothing is stored"),
+    ("422", "Rows or parameters do not fit the dataset; nothing is stored"),
+];
+
+/// Lays routes with and without token together and adds what the definitions and the error type say.
+pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Value {
+    let secured_paths: Vec<String> = secured.iter().flat_map(|api| api.paths.paths.keys().cloned()).collect();
+    let mut base = Base::openapi();
+    for api in secured.into_iter().chain([open]) {
+        base.merge(api);
+    }
+    let mut api = serde_json::to_value(base).unwrap_or_default();
+    let components = &mut api["components"];
+    components["securitySchemes"] = json!({"bearer": {"type": "http", "scheme": "bearer",
+        "description": "An access token with the scope of the route: `nvd-support-car token new` makes one."}});
+    for dataset in datasets.iter() {
+        components["schemas"][dataset.record_name()] = openapi::record_schema(dataset);
+    }
+    for (path, item) in api["paths"].as_object_mut().into_iter().flatten() {
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            complete_operation(operation, path, method, secured_paths.contains(path), datasets);
+        }
+    }
+    api
+}
+
+fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secured: bool, datasets: &Datasets) {
+    let mut problems = vec![("500", "A fault of the service; its log says more under the request's id")];
+    if is_secured {
+        operation["security"] = json!([{"bearer": []}]);
+        problems.extend(SECURED);
+    }
+    if path.starts_with("/ingest") {
+        problems.extend(BODY);
+        complete_ingest(operation, path, method, datasets);
+    }
+    if path == "/readyz" {
+        problems.push(("503", "The database is away or not up to date; `detail` says which"));
+    }
+    if operation["parameters"].as_array().is_some_and(|all| all.iter().any(|one| one["in"] == "query")) {
+        problems.push(("422", "A parameter has a wrong value"));
+        problems.push(("400", "A parameter is unknown or cannot be read"));
+    }
+    if path.contains('{') {
+        problems.push(("400", "A part of the path cannot be read"));
+        problems.push(("404", "There is nothing of that name"));
+    }
+    let schema = json!({"schema": {"$ref": "#/components/schemas/Problem"}});
+    let content = Map::from_iter([(PROBLEM_JSON.to_owned(), schema)]);
+    for (status, description) in problems {
+        let responses = &mut operation["responses"];
+        if responses.get(status).is_none() {
+            responses[status] = json!({"description": description, "content": content});
+        }
+    }
+}
+
+/// Bodies and parameters of the ingest routes come from the dataset definitions.
+fn complete_ingest(operation: &mut Value, path: &str, method: &str, datasets: &Datasets) {
+    let fixed = match path {
+        "/ingest-gottcha2" => datasets.get("gottcha2"),
+        "/ingest-stast" => datasets.get("stast"),
+        "/ingest" => datasets.get("results"),
+        _ => None,
+    };
+    let taken: Vec<&Dataset> =
+        fixed.map_or_else(|| datasets.iter().map(AsRef::as_ref).collect(), |one| vec![one.as_ref()]);
+    let references: Vec<Value> = taken
+        .iter()
+        .map(|dataset| json!({"$ref": format!("#/components/schemas/{}", dataset.record_name())}))
+        .collect();
+    let record = if let [one] = references.as_slice() { one.clone() } else { json!({"anyOf": references}) };
+    let binary = json!({"schema": {"type": "string", "format": "binary"}});
+    operation["requestBody"] = json!({
+        "required": true,
+        "description": "One record a line as JSON, or tab-separated values with a header; compressed with gzip or zstd, or plain. The format and the compression are recognised by content, whatever the headers say.",
+        "content": {
+            "application/gzip": binary,
+            "application/zstd": binary,
+            "application/x-ndjson": {"schema": record},
+            "text/tab-separated-values": {"schema": {"type": "string"}},
+        }
+    });
+    let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+    if let Some(dataset) = parameters.iter_mut().find(|one| one["name"] == "dataset") {
+        dataset["schema"]["enum"] = json!(datasets.names());
+    }
+    if method == "post" {
+        parameters.push(json!({"name": "Idempotency-Key", "in": "header", "required": false,
+            "description": "Names this file for ever. Without it the content itself is the key.",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 512}}));
+    }
+    parameters.extend(query_parameters(fixed.map(AsRef::as_ref)));
+    operation["parameters"] = Value::Array(parameters);
+}
+
+fn query_parameters(dataset: Option<&Dataset>) -> Vec<Value> {
+    let parameter = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "required": false, "description": description, "schema": schema});
+    let mut parameters = vec![
+        parameter(
+            "format",
+            "The format of the rows; recognised when absent.",
+            json!({"type": "string", "enum": ["jsonl", "ndjson", "tsv"]}),
+        ),
+        parameter(
+            "on_conflict",
+            "What to do when the key was used for other content: refuse with 409, or replace it.",
+            json!({"type": "string", "enum": ["refuse", "replace"], "default": "refuse"}),
+        ),
+    ];
+    for (name, description) in [
+        ("sample_id", "Fills this column where rows lack it, as any column of the dataset can be."),
+        ("run_id", "Fills this column where rows lack it."),
+    ] {
+        let known = dataset.is_none_or(|dataset| dataset.columns.iter().any(|column| column.name == name));
+        if known {
+            parameters.push(parameter(name, description, json!({"type": "string"})));
+        }
+    }
+    parameters
+}
+
+/// The description itself, and the pages that show it without internet.
+pub fn pages(api: Value, redoc_bundle: Option<PathBuf>) -> Router {
+    let bundle = redoc_bundle.filter(|path| path.is_file());
+    let script = if bundle.is_some() { REDOC_LOCAL } else { REDOC_CDN };
+    let redoc = Redoc::with_url("/redoc", api.clone()).custom_html(redoc_page(script));
+    let description = api.clone();
+    let mut router: Router = Router::new()
+        .merge(SwaggerUi::new("/swagger-ui").external_url_unchecked("/api-docs/openapi.json", api))
+        .route("/openapi.json", get(move || std::future::ready(axum::Json(description.clone()))))
+        .merge(redoc)
+        .route("/", get(|| std::future::ready(Html(INDEX))));
+    if let Some(path) = bundle {
+        let serve = move || {
+            let path = path.clone();
+            async move {
+                let bytes = tokio::fs::read(&path).await.map_err(|error| {
+                    let text = format!("cannot read {}: {error}", path.display());
+                    super::problem::Problem::from(crate::Error::Internal(text))
+                })?;
+                Ok::<_, super::problem::Problem>(([(CONTENT_TYPE, "text/javascript; charset=utf-8")], bytes))
+            }
+        };
+        router = router.route(REDOC_LOCAL, get(serve));
+    }
+    router
+}
+
+fn redoc_page(script: &str) -> String {
+    format!(
+        r#"<!DOCTYPE html>
+<html lang="en">
+<head><title>NVD Support Car API</title><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<style>body {{ margin: 0; padding: 0; }}</style></head>
+<body><div id="redoc"></div><script src="{script}"></script>
+<script>Redoc.init($spec, $config, document.getElementById("redoc"));</script></body>
+</html>
+"#
+    )
+}
+
+/// The page for people who open the service's address in a browser.
+const INDEX: &str = r#"<!DOCTYPE html>
+<html lang="en"><head><title>NVD Support Car</title><meta charset="utf-8"></head>
+<body><h1>NVD Support Car</h1><ul>
+<li><a href="/swagger-ui/">Try the API (Swagger UI)</a></li>
+<li><a href="/redoc">Read the API (Redoc)</a></li>
+<li><a href="/openapi.json">OpenAPI description</a></li>
+<li><a href="/datasets">Datasets</a></li>
+<li><a href="/metrics">Metrics</a></li>
+</ul></body></html>
+"#;

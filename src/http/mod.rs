@@ -1,0 +1,127 @@
+//! The wire: every route on one page. Nothing else names a status code.
+
+pub mod auth;
+mod datasets;
+mod docs;
+mod drain;
+mod ingest;
+mod problem;
+mod submissions;
+mod system;
+mod trace;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::Uri;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::Response;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::Value;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::config::Scope;
+use crate::dataset::Datasets;
+use crate::error::{Error, Result};
+use crate::telemetry;
+use auth::Tokens;
+use problem::Problem;
+
+/// What handlers need.
+#[derive(Clone)]
+pub struct Http {
+    app: App,
+    tokens: Arc<Tokens>,
+    metrics: PrometheusHandle,
+}
+
+/// Routes that need a token with that scope, in the order of the documentation.
+fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
+    let ingest = OpenApiRouter::new()
+        .routes(routes!(ingest::ingest_gottcha2))
+        .routes(routes!(ingest::ingest_stast))
+        .routes(routes!(ingest::ingest_results))
+        .routes(routes!(ingest::ingest_dataset))
+        .routes(routes!(ingest::put_submission));
+    let read = OpenApiRouter::new()
+        .routes(routes!(submissions::list_submissions))
+        .routes(routes!(submissions::get_submission));
+    let operate = OpenApiRouter::new().routes(routes!(submissions::delete_submission));
+    [(Scope::Ingest, ingest), (Scope::Read, read), (Scope::Operate, operate)]
+}
+
+/// Routes that anybody may ask.
+fn open() -> OpenApiRouter<Http> {
+    OpenApiRouter::new()
+        .routes(routes!(datasets::list_datasets))
+        .routes(routes!(datasets::get_dataset))
+        .routes(routes!(system::healthz))
+        .routes(routes!(system::readyz))
+        .routes(routes!(system::metrics))
+        .routes(routes!(system::version))
+}
+
+/// The whole service as an axum router.
+///
+/// # Errors
+/// Tokens that cannot be used, metrics that cannot be recorded.
+pub fn router(app: App) -> Result<Router> {
+    let pages = docs::pages(openapi(&app.datasets), app.config.server.redoc_bundle.clone());
+    let http = Http { tokens: Arc::new(Tokens::new(&app.config)?), metrics: telemetry::metrics()?, app };
+    let mut router: Router<Http> = open().into();
+    for (scope, routes) in secured() {
+        let routes = routes
+            .route_layer(from_fn_with_state(http.clone(), require_ready))
+            .route_layer(from_fn_with_state((http.clone(), scope), auth::require));
+        router = router.merge(Router::from(routes));
+    }
+    Ok(router
+        .with_state(http)
+        .merge(pages)
+        // Bodies have limits of their own, which hold while they are read.
+        .layer(DefaultBodyLimit::disable())
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(trace::record))
+        .layer(from_fn(problem::render))
+        .layer(from_fn(drain::leftover))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid)))
+}
+
+/// The OpenAPI description of the whole service.
+#[must_use]
+pub fn openapi(datasets: &Datasets) -> Value {
+    let secured = secured().map(|(_, routes)| routes.into_openapi());
+    docs::complete(secured.into(), open().into_openapi(), datasets)
+}
+
+/// Refuses data requests until the database is up to date.
+async fn require_ready(State(http): State<Http>, request: Request, next: Next) -> Result<Response, Problem> {
+    if http.app.is_ready.load(Ordering::Acquire) { Ok(next.run(request).await) } else { Err(not_ready().into()) }
+}
+
+fn not_ready() -> Error {
+    Error::Busy { what: "the database is not ready yet", retry_after: Duration::from_secs(5) }
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    use axum::response::IntoResponse;
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    Problem::from(Error::Internal(format!("a handler panicked: {text}"))).into_response()
+}
+
+/// The value of a `Link` header that leads to the page after `cursor`.
+fn next_page(uri: &Uri, cursor: impl std::fmt::Display) -> String {
+    let query = uri.query().unwrap_or_default();
+    let kept = query.split('&').filter(|pair| !pair.is_empty() && !pair.starts_with("cursor="));
+    let pairs: Vec<String> = kept.map(str::to_owned).chain([format!("cursor={cursor}")]).collect();
+    format!("<{}?{}>; rel=\"next\"", uri.path(), pairs.join("&"))
+}

@@ -1,0 +1,124 @@
+//! The bytes of a request body as a blocking reader for the decoding thread, and that thread's turn on the processor.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use crate::error::Error;
+
+/// What the connection hands to the decoder: bytes, the end of the body (`None`), or why there are no more.
+pub type Part = Result<Option<Bytes>, Error>;
+
+/// Parts of a body that may wait for the decoder; hyper's reads are at most about 400 KiB each.
+pub const PARTS_IN_FLIGHT: usize = 8;
+
+/// A place among the bodies that are decoded and copied at the same time.
+///
+/// More COPYs at once than cores lose speed, so places are few; but a client that sends slowly must not hold one while
+/// nothing arrives. The holder leaves when it has to wait and comes back when there is work.
+pub struct Turn {
+    places: Arc<Semaphore>,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// A turn that is not held yet.
+    #[must_use]
+    pub const fn new(places: Arc<Semaphore>) -> Self {
+        Self { places, held: None }
+    }
+
+    /// Waits for a place, from a blocking thread.
+    fn enter(&mut self) {
+        if self.held.is_none() {
+            self.held = Handle::current().block_on(Arc::clone(&self.places).acquire_owned()).ok();
+        }
+    }
+
+    fn leave(&mut self) {
+        self.held = None;
+    }
+}
+
+/// Reads a body that arrives in parts. Must be used on a blocking thread of a tokio runtime.
+pub struct BodyReader {
+    /// What had arrived before decoding began.
+    ahead: std::vec::IntoIter<Bytes>,
+    /// What arrives meanwhile; `None` once the body has ended.
+    parts: Option<mpsc::Receiver<Part>>,
+    current: Bytes,
+    turn: Turn,
+    limit: u64,
+    read: u64,
+    /// Why reading stopped, when it was not for the end of the body. io::Error cannot carry it unchanged.
+    pub fault: Option<Error>,
+}
+
+impl BodyReader {
+    /// A reader of `ahead` and then of `parts`, refusing more than `limit` bytes.
+    #[must_use]
+    pub fn new(ahead: Vec<Bytes>, parts: Option<mpsc::Receiver<Part>>, turn: Turn, limit: u64) -> Self {
+        Self { ahead: ahead.into_iter(), parts, current: Bytes::new(), turn, limit, read: 0, fault: None }
+    }
+
+    /// The next part, or `None` at the end of the body.
+    fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        self.turn.enter();
+        if let Some(part) = self.ahead.next() {
+            return Ok(Some(part));
+        }
+        let Some(parts) = &mut self.parts else {
+            return Ok(None);
+        };
+        let part = match parts.try_recv() {
+            Ok(part) => Some(part),
+            Err(mpsc::error::TryRecvError::Disconnected) => None,
+            Err(mpsc::error::TryRecvError::Empty) => {
+                self.turn.leave();
+                let part = parts.blocking_recv();
+                self.turn.enter();
+                part
+            }
+        };
+        match part {
+            Some(Ok(Some(bytes))) => Ok(Some(bytes)),
+            Some(Ok(None)) => {
+                self.parts = None;
+                Ok(None)
+            }
+            Some(Err(error)) => Err(error),
+            // The sender vanished without saying that the body is complete.
+            None => Err(Error::Disconnected),
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> io::Error {
+        self.fault = Some(error);
+        io::Error::other("the body ended early")
+    }
+}
+
+impl Read for BodyReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.next() {
+                Ok(Some(part)) => {
+                    self.read += part.len() as u64;
+                    if self.read > self.limit {
+                        let limit = bytesize::ByteSize(self.limit).to_string();
+                        return Err(self.fail(Error::TooLarge { what: "body", limit, key: "ingest.max_body" }));
+                    }
+                    self.current = part;
+                }
+                Ok(None) => return Ok(0),
+                Err(error) => return Err(self.fail(error)),
+            }
+        }
+        let count = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}

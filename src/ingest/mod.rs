@@ -1,0 +1,148 @@
+//! Body -> rows: one result file becomes one submission, in one transaction, or nothing at all.
+//!
+//! The connection hands over parts of the body ([`body`]); a blocking thread decompresses, parses and encodes them
+//! ([`decode`], [`rows`], [`copy`]) while COPY runs beside it ([`store`]). Bounded channels lie between the three.
+
+pub mod body;
+pub mod copy;
+pub mod decode;
+pub mod format;
+pub mod rows;
+mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::sync::mpsc;
+
+use crate::app::App;
+use crate::dataset::Dataset;
+use crate::dataset::params::Params;
+use crate::db::submissions::Submission;
+use crate::error::{Error, Result};
+use crate::telemetry;
+use body::{PARTS_IN_FLIGHT, Part};
+use format::Format;
+
+/// Bytes of a body that are collected before it takes a place and a connection: a usual result file fits, so that a
+/// slow client holds neither.
+const READ_AHEAD: usize = 1024 * 1024;
+
+/// What a client asks to be taken in.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Whose rows the body holds.
+    pub dataset: Arc<Dataset>,
+    /// The client's key; without one the content is the key.
+    pub key: Option<String>,
+    /// Values for columns that the rows lack.
+    pub params: Params,
+    /// The format, when the client named it.
+    pub format: Option<Format>,
+    /// Whether other content under the same key takes the place of what is there.
+    pub replace: bool,
+    /// The name of the access token.
+    pub client: String,
+}
+
+/// A stored submission, and whether it was there before.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    /// What is stored.
+    pub submission: Submission,
+    /// Whether an earlier request had stored it.
+    pub replayed: bool,
+}
+
+/// Takes in one body. Nothing is stored unless the whole of it is.
+///
+/// Dropping the future (a client that disconnects) discards the body, unless it was complete: then it is stored.
+///
+/// # Errors
+/// Faults of the body, a conflict of keys, too many waiting uploads, an unreachable database.
+pub async fn ingest<S>(app: &App, request: Request, body: S) -> Result<Receipt>
+where
+    S: Stream<Item = Result<Bytes>> + Send + Unpin,
+{
+    let _queued = Arc::clone(&app.ingest.queue)
+        .try_acquire_owned()
+        .map_err(|_| Error::Busy { what: "too many uploads are waiting", retry_after: Duration::from_secs(10) })?;
+    let dataset = request.dataset.name.clone();
+    let started = std::time::Instant::now();
+    let result = take_in(app, request, body).await;
+    telemetry::ingested(&dataset, &result, started.elapsed());
+    result
+}
+
+async fn take_in<S>(app: &App, request: Request, body: S) -> Result<Receipt>
+where
+    S: Stream<Item = Result<Bytes>> + Send + Unpin,
+{
+    let mut body = Incoming { body, idle: app.config.ingest.idle_timeout };
+    let (ahead, complete) = body.read_ahead(READ_AHEAD).await?;
+    let (sender, parts) = mpsc::channel::<Part>(PARTS_IN_FLIGHT);
+    let parts = (!complete).then_some(parts);
+    // A task of its own: a client that disconnects must not stop a COPY or a COMMIT half way.
+    let storing = tokio::spawn(store::store(app.clone(), request, ahead, parts));
+    if !complete {
+        body.forward(sender).await;
+    }
+    storing.await.map_err(|error| Error::Internal(format!("storing a body failed: {error}")))?
+}
+
+/// A body on its way in.
+struct Incoming<S> {
+    body: S,
+    idle: Duration,
+}
+
+impl<S: Stream<Item = Result<Bytes>> + Unpin> Incoming<S> {
+    /// The next part, or `None` at the end.
+    async fn next(&mut self) -> Part {
+        match tokio::time::timeout(self.idle, self.body.next()).await {
+            Err(_) => Err(Error::Idle(self.idle)),
+            Ok(None) => Ok(None),
+            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
+            Ok(Some(Err(error))) => Err(error),
+        }
+    }
+
+    /// Collects up to `limit` bytes; the flag says whether that is the whole body.
+    async fn read_ahead(&mut self, limit: usize) -> Result<(Vec<Bytes>, bool)> {
+        let mut parts = Vec::new();
+        let mut bytes = 0;
+        while bytes < limit {
+            let Some(part) = self.next().await? else {
+                return Ok((parts, true));
+            };
+            bytes += part.len();
+            parts.push(part);
+        }
+        Ok((parts, false))
+    }
+
+    /// Hands over the rest of the body until it ends or nobody listens any more.
+    async fn forward(&mut self, sender: mpsc::Sender<Part>) {
+        loop {
+            let part = self.next().await;
+            let last = !matches!(part, Ok(Some(_)));
+            if sender.send(part).await.is_err() || last {
+                return;
+            }
+        }
+    }
+}
+
+impl Receipt {
+    /// The receipt of what this request stored.
+    const fn stored(submission: Submission) -> Self {
+        Self { submission, replayed: false }
+    }
+
+    /// The receipt of what an earlier request stored.
+    const fn replayed(submission: Submission) -> Self {
+        Self { submission, replayed: true }
+    }
+}

@@ -1,0 +1,24 @@
+#![doc = include_str!("../docs/ARCHITECTURE.md")]
+#![warn(missing_docs)]
+
+// Ground: what everything may use.
+pub mod config;
+pub mod error;
+pub mod secrets;
+pub mod telemetry;
+pub mod tls;
+
+// Parts: what the data is, where it lives.
+pub mod dataset;
+pub mod db;
+
+// The handle, and the work that is done with it.
+pub mod app;
+pub mod ingest;
+
+// Entry.
+pub mod cli;
+pub mod http;
+pub mod serve;
+
+pub use error::{Error, Result};

@@ -1,0 +1,245 @@
+//! Runs the service: the database it may need, HTTP or HTTPS, and an orderly end.
+
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::App;
+use crate::config::{Config, Secret};
+use crate::db::embedded::{Cluster, Options};
+use crate::error::{Error, Result};
+use crate::{http, telemetry};
+
+/// How often certificate files are looked at for a change.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
+
+/// A database to work with: the configured one, or the embedded one for as long as this lives.
+pub struct Database {
+    /// Where it is, with its password.
+    pub url: String,
+    cluster: Option<Cluster>,
+}
+
+impl Database {
+    /// The configured database, or the embedded one, started if nobody uses it yet.
+    ///
+    /// # Errors
+    /// When the embedded PostgreSQL cannot be started.
+    pub async fn open(config: &Config) -> Result<Self> {
+        if let Some(url) = &config.database.url {
+            return Ok(Self { url: url.expose().to_owned(), cluster: None });
+        }
+        let mut options = Options::below(&config.data_dir);
+        let mebibytes = config.embedded.shared_buffers.as_u64() / (1024 * 1024);
+        options.shared_buffers_mib = (mebibytes > 0).then_some(mebibytes);
+        let cluster = Cluster::start(options).await?;
+        Ok(Self { url: cluster.url("nvd"), cluster: Some(cluster) })
+    }
+
+    /// Ends the use of an embedded database; its last user stops it.
+    ///
+    /// # Errors
+    /// When it does not stop.
+    pub async fn close(self) -> Result<()> {
+        match self.cluster {
+            Some(cluster) => Ok(cluster.stop().await?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A service that answers requests.
+pub struct Service {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its address for people, with the scheme.
+    pub url: String,
+    handle: Handle<SocketAddr>,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    app: App,
+    database: Database,
+    deadline: Duration,
+}
+
+impl Service {
+    /// Starts everything. Requests are answered when this returns, or refused with 503 until a database that is away
+    /// comes back.
+    ///
+    /// # Errors
+    /// A configuration that must not be served, an address in use, an unusable certificate, a database that cannot be
+    /// brought up to date.
+    pub async fn start(mut config: Config) -> Result<Self> {
+        let address = resolve(&config)?;
+        ensure_token(&mut config, address)?;
+        let tls = tls(&config).await?;
+        let listener = listen(address)?;
+        let address = listener.local_addr().map_err(|error| Error::Environment(error.to_string()))?;
+        telemetry::metrics()?;
+        let database = Database::open(&config).await?;
+        let deadline = config.server.shutdown_deadline;
+        let app = App::new(config, &database.url)?;
+        prepare(&app).await?;
+        let router = http::router(app.clone())?;
+        let handle = Handle::new();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let serving = spawn_server(listener, tls, handle.clone(), router)?;
+        let url = format!("{scheme}://{address}");
+        tracing::info!(url, version = env!("CARGO_PKG_VERSION"), "serving");
+        Ok(Self { address, url, handle, serving, app, database, deadline })
+    }
+
+    /// Serves until SIGTERM or Ctrl-C, then [`Service::stop`]s.
+    ///
+    /// # Errors
+    /// When signals cannot be listened to, or the end is not orderly.
+    pub async fn run(self) -> Result<()> {
+        let environment = |error: std::io::Error| Error::Environment(format!("cannot listen to signals: {error}"));
+        let mut terminate = signal(SignalKind::terminate()).map_err(environment)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(environment)?;
+        tokio::select! {
+            _ = terminate.recv() => {},
+            _ = interrupt.recv() => {},
+        }
+        self.stop().await
+    }
+
+    /// Takes no new connection, lets requests in flight end within the deadline, then closes the database.
+    ///
+    /// # Errors
+    /// When the embedded database does not stop.
+    pub async fn stop(self) -> Result<()> {
+        tracing::info!(deadline = ?self.deadline, "stopping: requests in flight may end");
+        self.handle.graceful_shutdown(Some(self.deadline));
+        if let Ok(Err(error)) = self.serving.await {
+            tracing::warn!(%error, "the server ended with an error");
+        }
+        self.app.pool.close().await;
+        self.database.close().await?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Brings the database up to date; when it is away, keeps trying in the background.
+async fn prepare(app: &App) -> Result<()> {
+    match app.prepare().await {
+        Ok(()) => app.is_ready.store(true, Ordering::Release),
+        Err(error) if error.is_retryable() => {
+            tracing::warn!(%error, "the database is away; requests are refused until it is back");
+            tokio::spawn(prepare_later(app.clone()));
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+async fn prepare_later(app: App) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        match app.prepare().await {
+            Ok(()) => {
+                tracing::info!("the database is up to date");
+                return app.is_ready.store(true, Ordering::Release);
+            }
+            Err(error) => tracing::warn!(%error, "the database is not ready"),
+        }
+    }
+}
+
+fn resolve(config: &Config) -> Result<SocketAddr> {
+    let listen = config.listen();
+    let mut found = listen.to_socket_addrs().map_err(|error| {
+        Error::Environment(format!("server.host and server.port `{listen}` are no address: {error}"))
+    })?;
+    found.next().ok_or_else(|| Error::Environment(format!("server.host `{listen}` has no address")))
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let fault =
+        |error| Error::Environment(format!("cannot listen on {address}: {error}; choose another with --listen"));
+    let listener = TcpListener::bind(address).map_err(fault)?;
+    listener.set_nonblocking(true).map_err(fault)?;
+    Ok(listener)
+}
+
+/// A service that only this machine can reach makes itself a token; any other must be given one.
+fn ensure_token(config: &mut Config, address: SocketAddr) -> Result<()> {
+    if config.has_tokens() {
+        return Ok(());
+    }
+    if !address.ip().is_loopback() {
+        return Err(Error::Environment(format!(
+            "refusing to serve on {address} without an access token: set INGEST_TOKEN or BEARER_TOKEN, or add \
+             [[auth.tokens]] (see `nvd-support-car token new`), or listen on 127.0.0.1"
+        )));
+    }
+    let file = config.secrets_dir().join("bearer_token");
+    config.auth.bearer_token = Some(Secret::from(crate::secrets::keep(&file, "nvd_")?));
+    tracing::info!(file = %file.display(), "no access token is configured; one with all scopes lies in this file");
+    Ok(())
+}
+
+async fn tls(config: &Config) -> Result<Option<RustlsConfig>> {
+    let (Some(certificate), Some(key)) = (&config.server.cert_path, &config.server.key_path) else {
+        return Ok(None);
+    };
+    let tls = RustlsConfig::from_pem_file(certificate, key).await.map_err(|error| {
+        Error::Environment(format!(
+            "{} and {} are no certificate and key: {error}",
+            certificate.display(),
+            key.display()
+        ))
+    })?;
+    tokio::spawn(reload(tls.clone(), certificate.clone(), key.clone()));
+    Ok(Some(tls))
+}
+
+/// Takes changed certificate files into use without a restart.
+async fn reload(tls: RustlsConfig, certificate: PathBuf, key: PathBuf) {
+    let mut known = (changed(&certificate), changed(&key));
+    loop {
+        tokio::time::sleep(CERTIFICATE_CHECK).await;
+        let now = (changed(&certificate), changed(&key));
+        if now == known {
+            continue;
+        }
+        match tls.reload_from_pem_file(&certificate, &key).await {
+            Ok(()) => {
+                tracing::info!("certificate reloaded");
+                known = now;
+            }
+            // Half written: the next look finds the rest.
+            Err(error) => tracing::warn!(%error, "the changed certificate cannot be used yet"),
+        }
+    }
+}
+
+fn changed(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+fn spawn_server(
+    listener: TcpListener,
+    tls: Option<RustlsConfig>,
+    handle: Handle<SocketAddr>,
+    router: Router,
+) -> Result<tokio::task::JoinHandle<std::io::Result<()>>> {
+    let fault = |error: std::io::Error| Error::Environment(error.to_string());
+    let service = router.into_make_service();
+    Ok(match tls {
+        Some(tls) => {
+            let server = axum_server::from_tcp_rustls(listener, tls).map_err(fault)?.handle(handle);
+            tokio::spawn(server.serve(service))
+        }
+        None => {
+            let server = axum_server::from_tcp(listener).map_err(fault)?.handle(handle);
+            tokio::spawn(server.serve(service))
+        }
+    })
+}

@@ -1,0 +1,94 @@
+//! Logs and metrics: how they are set up, and the names of everything that is counted.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogConfig, LogFormat};
+use crate::error::{Error, Result};
+use crate::ingest::Receipt;
+
+/// Rows stored, by dataset.
+pub const INGEST_ROWS: &str = "nvd_ingest_rows_total";
+/// Decompressed bytes of stored bodies, by dataset.
+pub const INGEST_BYTES: &str = "nvd_ingest_bytes_total";
+/// Bodies, by dataset and result: `stored`, `replayed`, or the reason of the refusal.
+pub const INGEST_SUBMISSIONS: &str = "nvd_ingest_submissions_total";
+/// From the first byte of a body to its answer, by dataset.
+pub const INGEST_SECONDS: &str = "nvd_ingest_duration_seconds";
+/// Uploads that wait or run.
+pub const INGEST_QUEUE: &str = "nvd_ingest_queue_uploads";
+/// Requests, by method, route and status.
+pub const HTTP_REQUESTS: &str = "nvd_http_requests_total";
+/// From a request's head to its answer's head, by method and route.
+pub const HTTP_SECONDS: &str = "nvd_http_request_duration_seconds";
+/// Connections of the pool, by state: `idle` or `used`.
+pub const POOL_CONNECTIONS: &str = "nvd_database_pool_connections";
+
+/// Upper bounds of the buckets of all durations, in seconds.
+const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
+
+/// Sends logs to standard error. A second call in one process does nothing.
+///
+/// # Errors
+/// A level that is no tracing filter.
+pub fn init_logs(config: &LogConfig) -> Result<()> {
+    let filter = EnvFilter::try_new(&config.level).map_err(|error| {
+        Error::Environment(format!("log.level is not a filter such as info or nvd_support_car=debug: {error}"))
+    })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match config.format {
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    // Already set: a test that runs several services in one process.
+    drop(set);
+    Ok(())
+}
+
+/// The metrics of this process, installed at the first call.
+///
+/// # Errors
+/// When another recorder was installed before.
+pub fn metrics() -> Result<PrometheusHandle> {
+    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| {
+        let builder =
+            PrometheusBuilder::new().set_buckets_for_metric(Matcher::Suffix("seconds".into()), &SECONDS).ok()?;
+        let handle = builder.install_recorder().ok()?;
+        describe();
+        Some(handle)
+    });
+    handle.clone().ok_or_else(|| Error::Internal("metrics cannot be recorded".into()))
+}
+
+fn describe() {
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    describe_counter!(INGEST_ROWS, "Rows stored");
+    describe_counter!(INGEST_BYTES, "Decompressed bytes of stored bodies");
+    describe_counter!(INGEST_SUBMISSIONS, "Bodies by result: stored, replayed, or the reason of the refusal");
+    describe_histogram!(INGEST_SECONDS, "From the first byte of a body to its answer");
+    describe_gauge!(INGEST_QUEUE, "Uploads that wait or run");
+    describe_counter!(HTTP_REQUESTS, "Requests by method, route and status");
+    describe_histogram!(HTTP_SECONDS, "From the head of a request to the head of its answer");
+    describe_gauge!(POOL_CONNECTIONS, "Database connections by state");
+}
+
+/// Counts one body.
+pub fn ingested(dataset: &str, result: &Result<Receipt>, duration: Duration) {
+    let dataset = dataset.to_owned();
+    metrics::histogram!(INGEST_SECONDS, "dataset" => dataset.clone()).record(duration);
+    let word = match result {
+        Ok(receipt) if receipt.replayed => "replayed",
+        Ok(receipt) => {
+            let submission = &receipt.submission;
+            metrics::counter!(INGEST_ROWS, "dataset" => dataset.clone()).increment(submission.rows.unsigned_abs());
+            metrics::counter!(INGEST_BYTES, "dataset" => dataset.clone()).increment(submission.bytes.unsigned_abs());
+            "stored"
+        }
+        Err(error) => error.reason(),
+    };
+    metrics::counter!(INGEST_SUBMISSIONS, "dataset" => dataset, "result" => word).increment(1);
+}

@@ -1,0 +1,246 @@
+//! A service for one test: its own database on the test run's PostgreSQL, the real router on a real port.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use nvd_support_car::app::App;
+use nvd_support_car::config::Config;
+use nvd_support_car::db::embedded::{Cluster, Options};
+use nvd_support_car::http;
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+/// The token with all scopes of every test service.
+pub const TOKEN: &str = "test-token";
+
+/// A running service.
+pub struct TestApp {
+    pub url: String,
+    pub address: SocketAddr,
+    pub pool: PgPool,
+    client: Client,
+    database: String,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl TestApp {
+    pub async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// A service with some configuration keys set.
+    pub async fn with(settings: &[(&str, &str)]) -> Self {
+        let (database, database_url) = create_database().await;
+        Self::over(database, database_url, settings).await
+    }
+
+    async fn over(database: String, database_url: String, settings: &[(&str, &str)]) -> Self {
+        let mut overrides: Vec<(String, String)> =
+            settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        overrides.push(("auth.bearer_token".into(), TOKEN.into()));
+        overrides.push(("database.max_connections".into(), "8".into()));
+        let config = Config::load(None, [], &overrides).expect("configuration");
+        let app = App::new(config, &database_url).expect("app");
+        app.prepare().await.expect("prepare");
+        app.is_ready.store(true, Ordering::Release);
+        let pool = app.pool.clone();
+        let router = http::router(app).expect("router");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let address = listener.local_addr().expect("address");
+        let serving = tokio::spawn(async move { axum::serve(listener, router).await.expect("serve") });
+        let client = Client::builder().no_proxy().build().expect("client");
+        Self { url: format!("http://{address}"), address, pool, client, database, serving }
+    }
+
+    pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
+        let method = method.parse().expect("method");
+        self.client.request(method, format!("{}{path}", self.url)).bearer_auth(TOKEN)
+    }
+
+    pub fn post(&self, path: &str, body: impl Into<Vec<u8>>) -> RequestBuilder {
+        self.request("POST", path).body(body.into())
+    }
+
+    /// Sends a body that must be stored, and answers with its receipt.
+    pub async fn store(&self, path: &str, body: impl Into<Vec<u8>>) -> Value {
+        let response = self.post(path, body).send().await.expect("answer");
+        let status = response.status();
+        let text = response.text().await.expect("text");
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).expect("receipt")
+    }
+
+    /// Sends a body that must be refused, and answers with the problem; nothing may be stored by it.
+    pub async fn refuse(&self, status: u16, path: &str, body: impl Into<Vec<u8>>) -> Value {
+        let response = self.post(path, body).send().await.expect("answer");
+        let problem = problem(response, status).await;
+        assert_eq!(self.total().await, 0, "something was stored");
+        problem
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let response = self.request("GET", path).send().await.expect("answer");
+        let status = response.status();
+        let text = response.text().await.expect("text");
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// The number of rows in a table.
+    pub async fn count(&self, table: &str) -> i64 {
+        self.scalar(&format!("SELECT count(*) FROM {table}")).await
+    }
+
+    pub async fn scalar<T>(&self, sql: &str) -> T
+    where
+        T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+    {
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&self.pool).await.expect(sql)
+    }
+
+    /// All submissions and rows of all datasets.
+    pub async fn total(&self) -> i64 {
+        let tables = ["submissions", "gottcha2_full", "stast_table", "nvd_blast", "results"];
+        let mut total = 0;
+        for table in tables {
+            total += self.count(table).await;
+        }
+        total
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        self.serving.abort();
+        let database = self.database.clone();
+        // The pool of this test goes away with its runtime; a thread of its own can wait for PostgreSQL.
+        let dropped = std::thread::spawn(move || {
+            blocking(async move {
+                let mut admin = PgConnection::connect(&cluster().admin_url).await.expect("admin");
+                let sql = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
+                sqlx::query(AssertSqlSafe(sql)).execute(&mut admin).await.expect("drop database");
+            });
+        });
+        if dropped.join().is_err() {
+            eprintln!("a test database was not dropped");
+        }
+    }
+}
+
+/// Checks that an answer is a problem of that status, and answers with its body.
+pub async fn problem(response: Response, status: u16) -> Value {
+    let found = response.status().as_u16();
+    let kind = response.headers().get("content-type").cloned();
+    let text = response.text().await.expect("text");
+    assert_eq!(found, status, "{text}");
+    assert_eq!(kind.expect("content type"), "application/problem+json", "{text}");
+    let problem: Value = serde_json::from_str(&text).expect("JSON");
+    for member in ["type", "title", "status", "detail", "instance"] {
+        assert!(problem.get(member).is_some(), "{member} is missing: {text}");
+    }
+    assert_eq!(problem["status"], status);
+    problem
+}
+
+pub fn gzip(content: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(content.as_ref()).expect("gzip");
+    encoder.finish().expect("gzip")
+}
+
+/// A file under `tests/data`.
+pub fn data(path: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/tests/data/{path}", env!("CARGO_MANIFEST_DIR"))).expect(path)
+}
+
+/// A small valid record.
+pub const RECORD: &str = r#"{"sample_id":"S1","level":"species","name":"Orthoebolavirus zairense","taxid":"3052462","read_count":513,"total_bp_mapped":69897}"#;
+
+/// The PostgreSQL of this test run.
+pub struct TestCluster {
+    pub admin_url: String,
+    base_url: String,
+}
+
+/// Starts PostgreSQL once, with a template database in which everything is created.
+pub fn cluster() -> &'static TestCluster {
+    static CLUSTER: OnceLock<TestCluster> = OnceLock::new();
+    nvd_support_car::tls::use_ring();
+    CLUSTER
+        .get_or_init(|| std::thread::spawn(|| blocking(start_cluster())).join().expect("the PostgreSQL of the tests"))
+}
+
+async fn start_cluster() -> TestCluster {
+    let dir = tempfile::Builder::new().prefix("nvd-tests-").tempdir().expect("folder").keep();
+    let mut options = Options::below(&dir);
+    options.shared_buffers_mib = Some(128);
+    let cluster = Cluster::start(options).await.expect("PostgreSQL");
+    stop_with_this_process(cluster.pid(), &[&dir, cluster.dir()]);
+    let (admin_url, base_url) = (cluster.url("postgres"), cluster.url(""));
+    // The watchdog ends it, also when this process is killed.
+    std::mem::forget(cluster);
+    let template = format!("{base_url}nvd");
+    let config = Config::load(None, [], &[]).expect("configuration");
+    let app = App::new(config, &template).expect("app");
+    app.prepare().await.expect("prepare");
+    app.pool.close().await;
+    TestCluster { admin_url, base_url }
+}
+
+/// Leaves a process behind that ends PostgreSQL and removes its files as soon as this process is gone, however it ends.
+fn stop_with_this_process(postmaster: u32, folders: &[&Path]) {
+    use std::os::unix::process::CommandExt;
+    let wait = format!(
+        "cat; kill -INT {postmaster}; while kill -0 {postmaster} 2>/dev/null; do sleep 0.1; done; rm -rf \"$@\""
+    );
+    let watchdog = Command::new("sh")
+        .args(["-c", &wait, "watchdog"])
+        .args(folders)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("watchdog");
+    // Its standard input stays open for as long as this process lives.
+    std::mem::forget(watchdog);
+}
+
+/// A new database with all tables: its name and its URL.
+pub async fn create_database() -> (String, String) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let cluster = tokio::task::spawn_blocking(cluster).await.expect("PostgreSQL");
+    let name = format!("test_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut admin = PgConnection::connect(&cluster.admin_url).await.expect("admin");
+    // Several at once would each complain that the template is in use.
+    let lock = "SELECT pg_advisory_lock(1)";
+    sqlx::query(lock).execute(&mut admin).await.expect("lock");
+    let sql = format!("CREATE DATABASE {name} TEMPLATE nvd");
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut admin).await.expect("create database");
+    admin.close().await.expect("close");
+    let url = format!("{}{name}", cluster.base_url);
+    (name, url)
+}
+
+fn blocking<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(work)
+}
+
+/// Repeats a check until it holds, for at most ten seconds.
+pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
+    for _ in 0..200 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("did not come true: {what}");
+}

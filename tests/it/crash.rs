@@ -1,0 +1,120 @@
+//! Crashes at the seams: whatever ends, each file is in the database once or not at all.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::Value;
+
+use crate::app::{RECORD, TestApp, create_database, eventually, gzip, problem};
+use crate::process::{Served, binary, folder};
+
+/// A file of `rows` rows that is like no other.
+fn file(index: usize, rows: usize) -> Vec<u8> {
+    gzip(format!("{}\n", RECORD.replace("S1", &format!("S{index}"))).repeat(rows))
+}
+
+#[tokio::test]
+async fn a_connection_that_postgresql_ends_mid_copy_is_a_503_and_the_retry_stores_once() {
+    let app = TestApp::start().await;
+    let body = file(1, 400_000);
+    let sending = tokio::spawn(app.post("/ingest-gottcha2", body.clone()).send());
+    eventually("the COPY runs", async || {
+        app.scalar::<i64>("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND state = 'active' AND datname = current_database()").await > 0
+    })
+    .await;
+    app.scalar::<i64>("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'COPY%' AND datname = current_database()").await;
+    let answer = sending.await.expect("task").expect("answer");
+    assert!(answer.headers().contains_key("retry-after"));
+    problem(answer, 503).await;
+    assert_eq!(app.total().await, 0);
+    assert_eq!(app.store("/ingest-gottcha2", body).await["rows"], 400_000);
+    assert_eq!(app.count("gottcha2_full").await, 400_000);
+}
+
+#[tokio::test]
+async fn a_data_fault_that_only_postgresql_sees_names_the_row() {
+    let app = TestApp::start().await;
+    // A key too long for the unique index, which our own checks let pass.
+    let row = |key: &str| {
+        serde_json::json!({"run_id":"r","task_id":"t","shard":1,"idempotency_key":key,"schema_version":1,"payload":{}})
+            .to_string()
+    };
+    let mut state = 7_u64;
+    let long: String = (0..4000)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            char::from(b'!' + u8::try_from(state >> 58).expect("six bits"))
+        })
+        .collect();
+    app.refuse(422, "/ingest", format!("{}\n{}\n", row("short"), row(&long))).await;
+}
+
+/// Sends a file until it is stored, sometimes breaking off half way.
+async fn deliver(url: std::sync::Arc<std::sync::RwLock<String>>, client: usize, index: usize, body: Vec<u8>) {
+    let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("client");
+    for attempt in 0..200 {
+        let address = format!("{}/ingest/gottcha2/file-{index}", url.read().expect("url"));
+        let request = http.put(address).bearer_auth("t").body(body.clone());
+        // Some attempts are given up at a moment that differs from client to client.
+        let patience = if (attempt + client).is_multiple_of(3) {
+            3 + (client * 7 + index * 13 + attempt) as u64 % 40
+        } else {
+            60_000
+        };
+        let answer = tokio::time::timeout(Duration::from_millis(patience), request.send()).await;
+        if let Ok(Ok(answer)) = answer {
+            let status = answer.status();
+            if status == 200 {
+                let receipt: Value = answer.json().await.expect("receipt");
+                assert_eq!(receipt["key"], format!("file-{index}"));
+                return;
+            }
+            assert_eq!(status, 503, "{}", answer.text().await.expect("text"));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("file {index} was never stored");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixteen_clients_with_aborts_and_a_kill_9_leave_exactly_one_copy_of_each_file() {
+    const FILES: usize = 6;
+    const ROWS: usize = 20_000;
+    let folder = folder();
+    let (_, database_url) = create_database().await;
+    let serve = || {
+        let mut command = binary(folder.path());
+        command.args(["serve", "--listen", "127.0.0.1:0"]).env("DATABASE_URL", &database_url).env("BEARER_TOKEN", "t");
+        Served::start(&mut command)
+    };
+    let first = serve();
+    let url = std::sync::Arc::new(std::sync::RwLock::new(first.url.clone()));
+    let clients = (0..16).map(|client| {
+        let url = url.clone();
+        tokio::spawn(async move {
+            for step in 0..FILES {
+                let index = (step + client) % FILES;
+                deliver(url.clone(), client, index, file(index, ROWS)).await;
+            }
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    first.kill();
+    let second = serve();
+    url.write().expect("url").clone_from(&second.url);
+    for client in join_all(clients).await {
+        client.expect("client");
+    }
+    let pool = sqlx::PgPool::connect(&database_url).await.expect("pool");
+    let copies: Vec<(String, i64)> =
+        sqlx::query_as("SELECT sample_id, count(*) FROM gottcha2_full GROUP BY 1 ORDER BY 1")
+            .fetch_all(&pool)
+            .await
+            .expect("rows");
+    let expected: Vec<(String, i64)> = (0..FILES).map(|index| (format!("S{index}"), ROWS as i64)).collect();
+    assert_eq!(copies, expected);
+    let submissions: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM submissions").fetch_one(&pool).await.expect("count");
+    assert_eq!(submissions, FILES as i64);
+}

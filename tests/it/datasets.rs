@@ -1,0 +1,101 @@
+//! Datasets: the built-in ones, an operator's own, and tables that follow their definitions.
+
+use nvd_support_car::app::App;
+use nvd_support_car::config::Config;
+use nvd_support_car::dataset::Datasets;
+use nvd_support_car::db::tables;
+
+use crate::app::{TestApp, create_database};
+
+const DEFINITION: &str = r#"
+name = "kraken"
+table = "kraken_report"
+title = "Kraken2 report"
+description = "One row per taxon."
+[[columns]]
+name = "sample_id"
+kind = "text"
+required = true
+description = "The sample."
+[[columns]]
+name = "percent"
+kind = "float"
+min = 0
+max = 100
+description = "Share of reads."
+"#;
+
+fn folder(definition: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("kraken.toml"), definition).expect("write");
+    folder
+}
+
+#[tokio::test]
+async fn a_dataset_in_the_operators_folder_is_ingested_and_documented() {
+    let folder = folder(DEFINITION);
+    let app = TestApp::with(&[("datasets.dir", folder.path().to_str().expect("path"))]).await;
+    let receipt = app.store("/ingest/kraken?sample_id=S", "sample_id\tpercent\nA\t12.5\nB\t\n").await;
+    assert_eq!(receipt["rows"], 2);
+    assert_eq!(app.scalar::<f64>("SELECT percent FROM kraken_report WHERE sample_id = 'A'").await, 12.5);
+    assert_eq!(app.get("/datasets/kraken").await["json_schema"]["properties"]["percent"]["maximum"], 100.0);
+    let api = app.get("/openapi.json").await;
+    assert!(api["components"]["schemas"]["KrakenRecord"].is_object());
+}
+
+#[tokio::test]
+async fn a_table_grows_by_new_columns_and_refuses_other_types() {
+    let (_, url) = create_database().await;
+    let app = |definition: &str| {
+        let folder = folder(definition);
+        let overrides = [("datasets.dir".to_owned(), folder.path().display().to_string())];
+        App::new(Config::load(None, [], &overrides).expect("configuration"), &url).expect("app")
+    };
+    app(DEFINITION).prepare().await.expect("first");
+    let grown = format!(
+        "{DEFINITION}[[columns]]\nname = \"reads\"\nkind = \"int\"\nrequired = true\ndescription = \"Reads.\"\n"
+    );
+    let planning = app(&grown);
+    let mut connection = planning.pool.acquire().await.expect("connection");
+    let plan = tables::plan(&mut connection, &planning.datasets).await.expect("plan");
+    assert_eq!(plan, ["ALTER TABLE \"kraken_report\" ADD COLUMN \"reads\" bigint"]);
+    planning.prepare().await.expect("second");
+    assert!(tables::plan(&mut connection, &planning.datasets).await.expect("plan").is_empty());
+    let changed = DEFINITION.replace("\"float\"\nmin = 0\nmax = 100", "\"text\"");
+    let error = app(&changed).prepare().await.expect_err("incompatible").to_string();
+    assert!(error.contains("`percent` of type double precision") && error.contains("text"), "{error}");
+}
+
+#[tokio::test]
+async fn two_replicas_may_start_at_once() {
+    let folder = folder(DEFINITION);
+    let (_, url) = create_database().await;
+    let start = || async {
+        let overrides = [("datasets.dir".to_owned(), folder.path().display().to_string())];
+        App::new(Config::load(None, [], &overrides).expect("configuration"), &url).expect("app").prepare().await
+    };
+    let (one, two, three) = tokio::join!(start(), start(), start());
+    one.and(two).and(three).expect("all start");
+}
+
+#[test]
+fn every_mistake_of_every_file_is_named() {
+    let folder = folder(&DEFINITION.replace("\"float\"", "\"double\""));
+    std::fs::write(folder.path().join("other.toml"), DEFINITION.replace("kraken_report", "gottcha2_full"))
+        .expect("write");
+    let mistakes = Datasets::load(Some(folder.path())).expect_err("mistakes");
+    let text = mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    assert!(text.contains("kraken.toml") && text.contains("double"), "{text}");
+    assert!(text.contains("other.toml: table `gottcha2_full` is already used by gottcha2.toml"), "{text}");
+}
+
+#[tokio::test]
+async fn the_list_names_all_datasets_and_their_columns() {
+    let app = TestApp::start().await;
+    let list = app.get("/datasets").await;
+    let names: Vec<&str> = list.as_array().expect("list").iter().filter_map(|one| one["name"].as_str()).collect();
+    assert_eq!(names, ["gottcha2", "nvd_blast", "results", "stast"]);
+    let detail = app.get("/datasets/gottcha2").await;
+    assert_eq!(detail["table"], "gottcha2_full");
+    assert!(detail["columns"].as_array().expect("columns").len() > 45);
+}

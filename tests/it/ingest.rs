@@ -1,0 +1,343 @@
+//! Good input: every way in which workers send files, stored exactly once and value for value.
+
+use serde_json::{Value, json};
+
+use crate::app::{RECORD, TestApp, data, gzip, problem};
+
+/// All rows of a table as JSON objects in the order of their file, without the service's columns and nulls.
+async fn rows(app: &TestApp, table: &str) -> Vec<Value> {
+    let sql = format!(
+        "SELECT coalesce(json_agg(jsonb_strip_nulls(to_jsonb(t) - 'submission_id' - 'ordinal' - 'created_at')
+            ORDER BY submission_id, ordinal), '[]')::text FROM {table} t"
+    );
+    serde_json::from_str(&app.scalar::<String>(&sql).await).expect("JSON")
+}
+
+/// A TSV file as JSON objects: numbers where the dataset has numbers, no empty cells, lower-case names.
+fn tsv(app_columns: &Value, file: &[u8], given: &[(&str, Value)]) -> Vec<Value> {
+    let text = std::str::from_utf8(file).expect("UTF-8");
+    let mut lines = text.lines();
+    let names: Vec<String> = lines.next().expect("header").split('\t').map(str::to_lowercase).collect();
+    let is_number = |name: &str| {
+        let columns = app_columns.as_array().expect("columns");
+        let column = columns.iter().find(|column| column["name"] == name).expect(name);
+        column["kind"] != "text"
+    };
+    lines
+        .map(|line| {
+            let mut row: serde_json::Map<String, Value> =
+                given.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+            for (name, cell) in names.iter().zip(line.split('\t')).filter(|(_, cell)| !cell.is_empty()) {
+                let number = || {
+                    let float: f64 = cell.parse().expect(cell);
+                    // to_jsonb writes 1.0 as 1.
+                    if float.fract() == 0.0 { json!(float as i64) } else { json!(float) }
+                };
+                row.insert(name.clone(), if is_number(name) { number() } else { json!(cell) });
+            }
+            Value::Object(row)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn all_three_generations_of_gottcha2_come_back_value_for_value() {
+    let app = TestApp::start().await;
+    let columns = app.get("/datasets/gottcha2").await["columns"].clone();
+    let mut expected = Vec::new();
+    for version in ["v2.1.8.6", "v2.1.10", "v2.4.3"] {
+        for kind in ["full.tsv", "tsv"] {
+            let file = data(&format!("gottcha2/{version}.SRR12689945.{kind}"));
+            let path = format!("/ingest-gottcha2?sample_id=SRR12689945&tool_version={version}&experiment=7");
+            let receipt = app.store(&path, gzip(&file)).await;
+            let given =
+                [("sample_id", json!("SRR12689945")), ("tool_version", json!(version)), ("experiment", json!(7))];
+            let rows = tsv(&columns, &file, &given);
+            assert_eq!(receipt["rows"], rows.len());
+            expected.extend(rows);
+        }
+    }
+    let stored = rows(&app, "gottcha2_full").await;
+    assert_eq!(stored.len(), expected.len());
+    for (stored, expected) in stored.iter().zip(&expected) {
+        assert_eq!(stored, expected);
+    }
+    assert!(
+        stored.iter().any(|row| row["level"] == "strain" && row["taxid"].as_str().expect("text").starts_with("GCF_"))
+    );
+}
+
+#[tokio::test]
+async fn the_prototypes_records_come_back_value_for_value() {
+    let app = TestApp::start().await;
+    let file = data("gottcha2/v2.1.10.SRR12689945.prototype.jsonl");
+    app.store("/ingest-gottcha2", gzip(&file)).await;
+    let sent: Vec<Value> = std::str::from_utf8(&file).expect("text").lines().map(normal).collect();
+    assert_eq!(rows(&app, "gottcha2_full").await, sent);
+}
+
+/// A JSON line with whole floats as integers, as `to_jsonb` writes them.
+fn normal(line: &str) -> Value {
+    let mut value: Value = serde_json::from_str(line).expect("JSON");
+    for field in value.as_object_mut().expect("object").values_mut() {
+        if let Some(float) = field.as_f64().filter(|float| float.fract() == 0.0) {
+            *field = json!(float as i64);
+        }
+    }
+    value
+}
+
+#[tokio::test]
+async fn stast_comes_back_value_for_value_with_all_its_identical_rows() {
+    let app = TestApp::start().await;
+    let receipt = app.store("/ingest-stast", data("stast/stast.jsonl.gz")).await;
+    assert_eq!(receipt["rows"], 174);
+    let file = data("stast/stast.jsonl");
+    let sent: Vec<Value> = std::str::from_utf8(&file).expect("text").lines().map(normal).collect();
+    assert_eq!(rows(&app, "stast_table").await, sent);
+    let distinct: std::collections::HashSet<String> = sent.iter().map(ToString::to_string).collect();
+    assert_eq!(distinct.len(), 82);
+}
+
+#[tokio::test]
+async fn stast_is_read_with_and_without_header_and_raw_from_blast() {
+    let app = TestApp::start().await;
+    app.store("/ingest-stast", data("stast/stast.jsonl")).await;
+    let expected = rows(&app, "stast_table").await;
+
+    let with_header = data("stast/nvd_annotated_13col.megablast.tsv");
+    let app = TestApp::start().await;
+    app.store("/ingest-stast", gzip(&with_header)).await;
+    assert_eq!(rows(&app, "stast_table").await, expected);
+
+    let app = TestApp::start().await;
+    let header_end = with_header.iter().position(|byte| *byte == b'\n').expect("header") + 1;
+    app.store("/ingest-stast", gzip(&with_header[header_end..])).await;
+    assert_eq!(rows(&app, "stast_table").await, expected);
+
+    let app = TestApp::start().await;
+    let raw = data("stast/raw_megablast_outfmt6_10col.contigs.tsv");
+    app.store("/ingest-stast?sample=pox_contigs_001&task=megablast", raw).await;
+    let without_rank: Vec<Value> = expected
+        .into_iter()
+        .map(|mut row| {
+            row.as_object_mut().expect("object").remove("rank");
+            row
+        })
+        .collect();
+    assert_eq!(rows(&app, "stast_table").await, without_rank);
+}
+
+#[tokio::test]
+async fn every_compression_and_label_that_clients_use_is_understood() {
+    let app = TestApp::start().await;
+    let plain = format!("{RECORD}\n{RECORD}\n");
+    let mut members = gzip(&plain[..40]);
+    members.extend(gzip(&plain[40..]));
+    let zstd = zstd::encode_all(plain.as_bytes(), 3).expect("zstd");
+    let mut frames = zstd::encode_all(&plain.as_bytes()[..9], 3).expect("zstd");
+    frames.extend(zstd::encode_all(&plain.as_bytes()[9..], 3).expect("zstd"));
+    for (index, body) in [plain.clone().into_bytes(), gzip(&plain), members, zstd, frames].into_iter().enumerate() {
+        for (label, headers) in [
+            ("none", vec![]),
+            ("both", vec![("content-type", "application/gzip"), ("content-encoding", "gzip")]),
+            ("json", vec![("content-type", "application/json")]),
+        ] {
+            let mut request =
+                app.post("/ingest-gottcha2", body.clone()).header("idempotency-key", format!("{index}-{label}"));
+            for (name, value) in headers {
+                request = request.header(name, value);
+            }
+            let response = request.send().await.expect("answer");
+            assert_eq!(response.status(), 200, "{index} {label}: {}", response.text().await.expect("text"));
+        }
+    }
+    assert_eq!(app.count("gottcha2_full").await, 30);
+    assert_eq!(app.scalar::<i64>("SELECT count(DISTINCT sha256) FROM submissions").await, 1);
+}
+
+#[tokio::test]
+async fn blank_lines_crlf_a_byte_order_mark_and_a_missing_line_end_are_fine() {
+    let app = TestApp::start().await;
+    let receipt = app.store("/ingest-gottcha2", format!("\u{feff}\r\n{RECORD}\r\n\r\n  \n{RECORD}")).await;
+    assert_eq!(receipt["rows"], 2);
+    let tsv = "\u{feff}LEVEL\tNAME\tTAXID\tREAD_COUNT\tTOTAL_BP_MAPPED\tNOTE\r\nspecies\tA\t1\t2\t3\t\r\n\r\n";
+    let receipt = app.store("/ingest-gottcha2?sample_id=S&run_id=R", tsv).await;
+    assert_eq!(receipt["rows"], 1);
+    assert_eq!(app.count("gottcha2_full WHERE note IS NULL AND run_id = 'R'").await, 1);
+}
+
+#[tokio::test]
+async fn the_same_file_again_is_answered_with_the_same_receipt() {
+    let app = TestApp::start().await;
+    for key in [None, Some("submit#1.0#17/full.tsv")] {
+        let send = || {
+            let request = app.post("/ingest-gottcha2", gzip(RECORD));
+            key.map_or(request.try_clone().expect("clone"), |key| request.header("Idempotency-Key", key))
+        };
+        let first: Value = send().send().await.expect("answer").json().await.expect("receipt");
+        let mut second: Value = send().send().await.expect("answer").json().await.expect("receipt");
+        assert_eq!((&first["replayed"], &second["replayed"]), (&json!(false), &json!(true)));
+        second["replayed"] = json!(false);
+        assert_eq!(first, second);
+        if let Some(key) = key {
+            assert_eq!(first["key"], key);
+        }
+    }
+    assert_eq!(app.count("gottcha2_full").await, 2);
+    assert_eq!(app.count("submissions").await, 2);
+}
+
+#[tokio::test]
+async fn a_replay_of_a_small_file_never_touches_the_table() {
+    let app = TestApp::start().await;
+    for _ in 0..3 {
+        app.store("/ingest-gottcha2", gzip(format!("{RECORD}\n").repeat(5000))).await;
+    }
+    sqlx::query("SELECT pg_stat_force_next_flush()").execute(&app.pool).await.expect("flush");
+    let pages: i64 = app.scalar("SELECT pg_relation_size('gottcha2_full') / 8192").await;
+    let rows_a_page = 5000 / pages;
+    assert!(rows_a_page > 30, "{pages} pages for 5000 rows: rolled back copies are in the table");
+}
+
+#[tokio::test]
+async fn the_receipt_tells_the_digest_of_the_uncompressed_file() {
+    let app = TestApp::start().await;
+    let file = data("stast/stast.jsonl");
+    let receipt = app.store("/ingest-stast", gzip(&file)).await;
+    let expected = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(&file));
+    assert_eq!(receipt["sha256"], expected);
+    assert_eq!(receipt["dataset"], "stast");
+    assert_eq!(receipt["duplicates"], 0);
+    assert!(receipt["created_at"].as_str().expect("time").ends_with('Z'));
+}
+
+#[tokio::test]
+async fn the_same_key_with_other_content_is_a_conflict_unless_replacing_is_asked_for() {
+    let app = TestApp::start().await;
+    let path = "/ingest/gottcha2/job-1%2Ffull.tsv";
+    let put = |query: &str, body: String| app.request("PUT", &format!("{path}{query}")).body(body).send();
+    let first: Value = put("", RECORD.to_owned()).await.expect("answer").json().await.expect("receipt");
+    assert_eq!(first["key"], "job-1/full.tsv");
+    let other = format!("{RECORD}\n{RECORD}");
+    let refused = problem(put("", other.clone()).await.expect("answer"), 409).await;
+    assert!(refused["detail"].as_str().expect("detail").contains("on_conflict=replace"), "{refused}");
+    problem(put("?run_id=R", RECORD.to_owned()).await.expect("answer"), 409).await;
+    assert_eq!(app.count("gottcha2_full").await, 1);
+
+    let replaced: Value =
+        put("?on_conflict=replace", other.clone()).await.expect("answer").json().await.expect("receipt");
+    assert_eq!((&replaced["rows"], &replaced["replayed"]), (&json!(2), &json!(false)));
+    assert_ne!(replaced["submission_id"], first["submission_id"]);
+    assert_eq!((app.count("gottcha2_full").await, app.count("submissions").await), (2, 1));
+    let again: Value = put("?on_conflict=replace", other).await.expect("answer").json().await.expect("receipt");
+    assert_eq!(again["replayed"], true);
+}
+
+#[tokio::test]
+async fn a_large_file_under_a_known_key_is_replayed_or_refused_too() {
+    let app = TestApp::start().await;
+    let large = gzip(format!("{RECORD}\n").repeat(60_000));
+    let path = "/ingest/gottcha2/large";
+    let put = |body: Vec<u8>| app.request("PUT", path).body(body).send();
+    assert_eq!(put(large.clone()).await.expect("answer").status(), 200);
+    let replay: Value = put(large).await.expect("answer").json().await.expect("receipt");
+    assert_eq!(replay["replayed"], true);
+    problem(put(gzip(format!("{RECORD}\n").repeat(59_999))).await.expect("answer"), 409).await;
+    assert_eq!(app.count("gottcha2_full").await, 60_000);
+    // Without a key the content is known only after the COPY; it is rolled back.
+    for replayed in [false, true] {
+        let receipt = app.store("/ingest-gottcha2", gzip(format!("{RECORD}\n").repeat(60_000))).await;
+        assert_eq!(receipt["replayed"], replayed);
+    }
+    assert_eq!(app.count("gottcha2_full").await, 120_000);
+}
+
+#[tokio::test]
+async fn zero_rows_are_recorded_when_something_tells_whose_they_are() {
+    let app = TestApp::start().await;
+    let problem = app.refuse(422, "/ingest-gottcha2", "").await;
+    assert_eq!(problem["errors"][0]["field"], "sample_id");
+    for body in [vec![], gzip("\n\n"), b"LEVEL\tNAME\tTAXID\tREAD_COUNT\tTOTAL_BP_MAPPED\n".to_vec()] {
+        let receipt = app.store("/ingest-gottcha2?sample_id=water", body).await;
+        assert_eq!((&receipt["rows"], &receipt["replayed"]), (&json!(0), &json!(false)));
+    }
+    assert_eq!(app.store("/ingest-gottcha2?sample_id=water", gzip("")).await["replayed"], true);
+    let response = app.request("PUT", "/ingest/gottcha2/water-2").send().await.expect("answer");
+    assert_eq!(response.status(), 200);
+    assert_eq!(app.get("/submissions?sample_id=water").await.as_array().expect("list").len(), 3);
+}
+
+#[tokio::test]
+async fn unknown_fields_are_kept_in_extra() {
+    let app = TestApp::start().await;
+    let json = RECORD.replace('{', r#"{"new":{"a":[1,2.50,null,"ü"]},"big":12345678901234567890123,"#);
+    app.store("/ingest-gottcha2", json).await;
+    let tsv = "LEVEL\tNAME\tTAXID\tREAD_COUNT\tTOTAL_BP_MAPPED\tNEW \"COLUMN\"\tEMPTY\nspecies\tA\t1\t2\t3\tx\t\n";
+    app.store("/ingest-gottcha2?sample_id=S", tsv).await;
+    let first: String = app.scalar("SELECT extra::text FROM gottcha2_full WHERE name <> 'A'").await;
+    assert_eq!(first, r#"{"big": 12345678901234567890123, "new": {"a": [1, 2.50, null, "ü"]}}"#);
+    let second: String = app.scalar("SELECT extra::text FROM gottcha2_full WHERE name = 'A'").await;
+    assert_eq!(second, r#"{"EMPTY": null, "NEW \"COLUMN\"": "x"}"#);
+}
+
+#[tokio::test]
+async fn aliases_and_clients_own_number_forms_are_understood() {
+    let app = TestApp::start().await;
+    let record = r#"{"SAMPLE":"S","rollup":"species","taxonomy":"Zaire \"ebolavirus\" \u00fc","taxonomy_id":3052462,"read_count":513.0,"total_bp_mapped":69897,"linear_abundance":1,"linear_length":7}"#;
+    app.store("/ingest-gottcha2", record).await;
+    let expected = json!({"sample_id":"S","level":"species","name":"Zaire \"ebolavirus\" ü","taxid":"3052462",
+        "read_count":513,"total_bp_mapped":69897,"rel_abundance":1,"linear_len":7});
+    assert_eq!(rows(&app, "gottcha2_full").await, [expected]);
+}
+
+#[tokio::test]
+async fn rows_of_results_that_are_stored_already_are_counted_as_duplicates() {
+    let app = TestApp::start().await;
+    let row = |key: u32| {
+        json!({"run_id":"r","task_id":"t","shard":key,"idempotency_key":format!("k{key}"),"schema_version":1,"payload":{"n":key}}).to_string()
+    };
+    let receipt = app.store("/ingest", format!("{}\n{}\n{}\n", row(1), row(2), row(1))).await;
+    assert_eq!((&receipt["rows"], &receipt["duplicates"]), (&json!(2), &json!(1)));
+    let receipt = app.store("/ingest", format!("{}\n{}\n", row(2), row(3))).await;
+    assert_eq!((&receipt["rows"], &receipt["duplicates"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        app.scalar::<String>("SELECT payload::text FROM results WHERE idempotency_key = 'k3'").await,
+        r#"{"n": 3}"#
+    );
+    assert_eq!(app.count("results").await, 3);
+}
+
+#[tokio::test]
+async fn extreme_values_survive_unchanged() {
+    let app = TestApp::start().await;
+    let depths = ["5e-324", "1.7976931348623157e308", "0.1", "1e23", "9007199254740993", "123456.7890123456789"];
+    for (index, depth) in depths.iter().enumerate() {
+        app.store("/ingest-gottcha2", RECORD.replace('{', &format!("{{\"run_id\":\"{index}\",\"depth\":{depth},")))
+            .await;
+        let stored: f64 = app.scalar(&format!("SELECT depth FROM gottcha2_full WHERE run_id = '{index}'")).await;
+        assert_eq!(stored.to_bits(), depth.parse::<f64>().expect("float").to_bits(), "{depth}");
+    }
+    app.store("/ingest-gottcha2", RECORD.replace("513", "9223372036854775807").replace("S1", "")).await;
+    assert_eq!(app.scalar::<i64>("SELECT read_count FROM gottcha2_full WHERE sample_id = ''").await, i64::MAX);
+}
+
+#[tokio::test]
+async fn sixteen_clients_with_the_same_file_store_it_once() {
+    let app = TestApp::start().await;
+    for rows in [10, 40_000] {
+        let body = gzip(format!("{RECORD}\n").repeat(rows));
+        let sends = (0..16).map(|_| app.post("/ingest-gottcha2", body.clone()).send());
+        let answers = futures_util::future::join_all(sends).await;
+        let mut stored = 0;
+        for answer in answers {
+            let answer = answer.expect("answer");
+            let status = answer.status();
+            let receipt: Value = answer.json().await.expect("receipt");
+            assert_eq!(status, 200, "{receipt}");
+            stored += i32::from(receipt["replayed"] == false);
+        }
+        assert_eq!(stored, 1);
+    }
+    assert_eq!(app.count("gottcha2_full").await, 40_010);
+}

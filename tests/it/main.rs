@@ -1,0 +1,14 @@
+//! The integration tests: the real router, real PostgreSQL, real HTTP. One binary, modules after those of `src`.
+
+mod access;
+mod app;
+mod architecture;
+mod bad_input;
+mod crash;
+mod datasets;
+mod embedded;
+mod ingest;
+mod openapi;
+mod process;
+mod submissions;
+mod system;

@@ -1,0 +1,270 @@
+//! The real binary as a process: its commands, its own PostgreSQL, signals, TLS.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::app::{RECORD, create_database, eventually, gzip};
+
+/// The binary with a clean environment.
+pub fn binary(data_dir: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nvd-support-car"));
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.arg("--data-dir").arg(data_dir).args(["--set", "embedded.shared_buffers=128MiB"]);
+    command
+}
+
+/// A folder that the user `postgres` can reach.
+pub fn folder() -> TempDir {
+    let folder = tempfile::Builder::new().prefix("nvd-process-").tempdir().expect("folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).expect("permissions");
+    folder
+}
+
+/// A running `serve`.
+pub struct Served {
+    pub url: String,
+    child: Child,
+}
+
+impl Served {
+    /// Starts it and waits until it tells its address.
+    pub fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .args(["--set", "log.format=json"])
+            .stderr(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start");
+        let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
+        let mut seen = Vec::new();
+        let url = loop {
+            let Some(Ok(line)) = lines.next() else { panic!("it ended: {}", seen.join("\n")) };
+            let event: Value = serde_json::from_str(&line).unwrap_or_default();
+            if event["message"] == "serving" {
+                break event["url"].as_str().expect("url").to_owned();
+            }
+            seen.push(line);
+        };
+        // Nobody reads its log from here on, but the pipe must not fill.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { url, child }
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// Sends SIGTERM and waits for an orderly end.
+    pub fn stop(mut self) {
+        let id = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("signal");
+        assert!(self.child.wait().expect("wait").success());
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn output(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().expect("run")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn secret(folder: &Path) -> String {
+    std::fs::read_to_string(folder.join("secrets/bearer_token")).expect("token").trim().to_owned()
+}
+
+async fn send(url: &str, token: &str, body: &str) -> reqwest::Result<Value> {
+    let client = reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(true).build()?;
+    let answer = client.post(format!("{url}/ingest-gottcha2")).bearer_auth(token).body(gzip(body)).send().await?;
+    answer.error_for_status()?.json().await
+}
+
+#[tokio::test]
+async fn serve_keeps_everything_in_its_folder_and_survives_kill_9() {
+    let folder = folder();
+    let serve = || Served::start(binary(folder.path()).args(["serve", "--listen", "127.0.0.1:0"]));
+    let first = serve();
+    let token = secret(folder.path());
+    assert_eq!(send(&first.url, &token, RECORD).await.expect("receipt")["replayed"], false);
+
+    // Another command uses the same database beside it.
+    let plan = output(binary(folder.path()).args(["datasets", "plan"]));
+    assert_eq!(text(&plan.stdout), "-- All tables are as declared.\n", "{}", text(&plan.stderr));
+    first.kill();
+
+    let second = serve();
+    assert_eq!(secret(folder.path()), token);
+    assert_eq!(send(&second.url, &token, RECORD).await.expect("receipt")["replayed"], true);
+    assert!(folder.path().join("postgres/postmaster.pid").exists());
+    second.stop();
+    assert!(!folder.path().join("postgres/postmaster.pid").exists(), "PostgreSQL was left running");
+}
+
+#[tokio::test]
+async fn demo_sends_the_samples_and_prints_a_line_that_works() {
+    let folder = folder();
+    let mut demo = binary(folder.path())
+        .args(["demo", "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start");
+    let mut out = BufReader::new(demo.stdout.take().expect("stdout"));
+    let mut report = String::new();
+    while !report.contains("Ctrl-C") {
+        assert_ne!(out.read_line(&mut report).expect("line"), 0, "it ended: {report}");
+    }
+    for part in
+        ["gottcha2", "24 rows from 3 files", "174 rows from 1 files", "/swagger-ui/", "/redoc", &secret(folder.path())]
+    {
+        assert!(report.contains(part), "{part} is not in:\n{report}");
+    }
+    let line = report.lines().find(|line| line.contains("curl")).expect("curl line");
+    let pasted = output(Command::new("bash").args(["-c", line]));
+    let receipt: Value = serde_json::from_slice(&pasted.stdout).unwrap_or_else(|_| panic!("{}", text(&pasted.stderr)));
+    assert_eq!((&receipt["rows"], &receipt["replayed"]), (&1.into(), &false.into()));
+    let id = nix::unistd::Pid::from_raw(demo.id().cast_signed());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("signal");
+    assert!(demo.wait().expect("wait").success());
+}
+
+#[test]
+fn a_service_that_others_can_reach_needs_a_token() {
+    let folder = folder();
+    let refused = output(binary(folder.path()).args(["serve", "--listen", "0.0.0.0:0"]));
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("refusing to serve"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn an_address_in_use_is_said_so() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
+    let address = taken.local_addr().expect("address").to_string();
+    let folder = folder();
+    let refused = output(binary(folder.path()).args(["serve", "--listen", &address]));
+    assert!(text(&refused.stderr).contains(&format!("cannot listen on {address}")), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn a_new_token_is_printed_with_the_lines_that_let_it_in() {
+    let folder = folder();
+    let made = output(
+        binary(folder.path()).args(["token", "new", "--name", "htcondor", "--scope", "ingest", "--scope", "read"]),
+    );
+    let made = text(&made.stdout);
+    let lines = made.split_once("[[auth.tokens]]").expect("lines").1;
+    let file = folder.path().join("config.toml");
+    std::fs::write(&file, format!("[[auth.tokens]]{lines}")).expect("write");
+    let checked = output(binary(folder.path()).arg("--config").arg(&file).args(["config", "check"]));
+    assert!(checked.status.success(), "{}", text(&checked.stderr));
+    let checked = text(&checked.stdout);
+    assert!(
+        checked.contains("name = \"htcondor\"") && checked.contains("scopes = [\"ingest\", \"read\"]"),
+        "{checked}"
+    );
+}
+
+#[test]
+fn all_faults_of_a_configuration_are_printed() {
+    let folder = folder();
+    let refused =
+        output(binary(folder.path()).args(["--set", "limits.burst=x", "--set", "nonsense=1", "config", "check"]));
+    let errors = text(&refused.stderr);
+    assert!(!refused.status.success());
+    assert!(errors.contains("limits.burst") && errors.contains("nonsense"), "{errors}");
+}
+
+#[tokio::test]
+async fn tls_certificates_are_reloaded_without_a_restart_and_health_is_checked_through_tls() {
+    let folder = folder();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let write = |name: &str| {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");
+        std::fs::write(&certificate, made.cert.pem()).expect("write");
+        std::fs::write(&key, made.signing_key.serialize_pem()).expect("write");
+        made.cert.pem()
+    };
+    write("first.test");
+    let (_, database_url) = create_database().await;
+    let served = Served::start(
+        binary(folder.path())
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("DATABASE_URL", &database_url)
+            .env("BEARER_TOKEN", "t")
+            .env("CERT_PATH", &certificate)
+            .env("KEY_PATH", &key),
+    );
+    assert!(served.url.starts_with("https://"));
+    assert_eq!(send(&served.url, "t", RECORD).await.expect("receipt")["rows"], 1);
+    let healthy = output(binary(folder.path()).args(["healthcheck", "--url", &served.url]));
+    assert!(healthy.status.success(), "{}", text(&healthy.stderr));
+
+    let second = write("second.test");
+    let address = served.url.trim_start_matches("https://").replace("127.0.0.1", "second.test");
+    let port: u16 = address.rsplit(':').next().expect("port").parse().expect("number");
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([reqwest::Certificate::from_pem(second.as_bytes()).expect("certificate")])
+        .resolve("second.test", ([127, 0, 0, 1], port).into())
+        .pool_max_idle_per_host(0)
+        .build()
+        .expect("client");
+    for _ in 0..60 {
+        if client.get(format!("https://{address}/healthz")).send().await.is_ok() {
+            return served.stop();
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    panic!("the new certificate was not taken into use");
+}
+
+#[tokio::test]
+async fn requests_in_flight_are_finished_before_the_end() {
+    let folder = folder();
+    let (_, database_url) = create_database().await;
+    let served = Served::start(
+        binary(folder.path())
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("DATABASE_URL", &database_url)
+            .env("BEARER_TOKEN", "t"),
+    );
+    let address = served.url.trim_start_matches("http://").to_owned();
+    let mut stream = std::net::TcpStream::connect(&address).expect("connect");
+    let body = gzip(RECORD);
+    let head = format!(
+        "POST /ingest-gottcha2 HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer t\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    use std::io::Write;
+    stream.write_all(head.as_bytes()).expect("head");
+    stream.write_all(&body[..10]).expect("part");
+    eventually("the upload has begun", async || {
+        let metrics =
+            reqwest::get(format!("{}/metrics", served.url)).await.expect("metrics").text().await.expect("text");
+        metrics.contains("nvd_ingest_queue_uploads 1")
+    })
+    .await;
+    let stopping = std::thread::spawn(move || served.stop());
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(std::net::TcpStream::connect(&address).is_err(), "new connections are still taken");
+    stream.write_all(&body[10..]).expect("rest");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    stopping.join().expect("orderly end");
+}

@@ -1,0 +1,80 @@
+//! Health, metrics, version, and the pages for people.
+
+use crate::app::{RECORD, TestApp, problem};
+
+async fn text(app: &TestApp, path: &str) -> String {
+    let response = reqwest::get(format!("{}{path}", app.url)).await.expect("answer");
+    assert_eq!(response.status(), 200, "{path}");
+    response.text().await.expect("text")
+}
+
+#[tokio::test]
+async fn health_readiness_and_version_need_no_token() {
+    let app = TestApp::start().await;
+    assert_eq!(text(&app, "/healthz").await, "ok");
+    assert_eq!(text(&app, "/readyz").await, "ready");
+    assert!(text(&app, "/version").await.contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test]
+async fn a_closed_database_is_told_by_readiness_and_retryable_for_uploads() {
+    let app = TestApp::start().await;
+    app.pool.close().await;
+    assert_eq!(text(&app, "/healthz").await, "ok");
+    problem(reqwest::get(format!("{}/readyz", app.url)).await.expect("answer"), 503).await;
+    let answer = app.post("/ingest-gottcha2", RECORD).send().await.expect("answer");
+    assert!(answer.headers().contains_key("retry-after"));
+    problem(answer, 503).await;
+}
+
+#[tokio::test]
+async fn rows_bytes_durations_replays_and_refusals_are_counted() {
+    let app = TestApp::start().await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    app.post("/ingest-gottcha2", "{}").send().await.expect("answer");
+    let metrics = text(&app, "/metrics").await;
+    for line in [
+        "nvd_ingest_rows_total{dataset=\"gottcha2\"}",
+        "nvd_ingest_bytes_total{dataset=\"gottcha2\"}",
+        "nvd_ingest_submissions_total{dataset=\"gottcha2\",result=\"stored\"}",
+        "nvd_ingest_submissions_total{dataset=\"gottcha2\",result=\"replayed\"}",
+        "nvd_ingest_submissions_total{dataset=\"gottcha2\",result=\"rows\"}",
+        "nvd_ingest_duration_seconds_bucket{dataset=\"gottcha2\"",
+        "nvd_http_requests_total{method=\"POST\",route=\"/ingest-gottcha2\",status=\"200\"}",
+        "nvd_database_pool_connections{state=\"used\"}",
+        "nvd_ingest_queue_uploads",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in:\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn swagger_ui_works_without_internet() {
+    let app = TestApp::start().await;
+    let page = text(&app, "/swagger-ui/").await;
+    assert!(!page.contains("https://"), "{page}");
+    assert!(text(&app, "/swagger-ui/swagger-ui-bundle.js").await.len() > 100_000);
+    assert!(text(&app, "/swagger-ui/swagger-initializer.js").await.contains("/api-docs/openapi.json"));
+}
+
+#[tokio::test]
+async fn redoc_uses_the_operators_file_and_the_cdn_only_without_one() {
+    let bundle = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(bundle.path(), "window.Redoc = {}").expect("write");
+    let app = TestApp::with(&[("server.redoc_bundle", bundle.path().to_str().expect("path"))]).await;
+    let page = text(&app, "/redoc").await;
+    assert!(page.contains("/redoc/redoc.standalone.js") && !page.contains("https://cdn"), "cdn");
+    assert!(page.contains("Gottcha2Record"), "the description is not in the page");
+    assert_eq!(text(&app, "/redoc/redoc.standalone.js").await, "window.Redoc = {}");
+    let app = TestApp::start().await;
+    assert!(text(&app, "/redoc").await.contains("https://cdn"));
+}
+
+#[tokio::test]
+async fn every_answer_carries_a_request_id() {
+    let app = TestApp::start().await;
+    let answer = reqwest::get(format!("{}/nowhere", app.url)).await.expect("answer");
+    let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+    assert_eq!(problem(answer, 404).await["request_id"], id);
+}
