@@ -146,15 +146,17 @@ fn bloom_operators(dataset: &Dataset, column: &str) -> &'static str {
     }
 }
 
-/// The COPY that takes the rows of one submission, into `table`: the dataset's own, or one of its shape.
+/// The COPY that takes the columns at some positions into `table`: the dataset's own, or one of its shape.
 #[must_use]
-pub fn copy_in(dataset: &Dataset, table: &str) -> String {
-    format!("COPY {} ({}) FROM STDIN (FORMAT binary)", quoted(table), copy_columns(dataset))
+pub fn copy_in(dataset: &Dataset, table: &str, columns: &[usize]) -> String {
+    let data = columns.iter().map(|&position| dataset.columns[position].name.as_str());
+    let columns = quoted_list(["submission_id", "ordinal"].into_iter().chain(data).chain(["extra"]));
+    format!("COPY {} ({columns}) FROM STDIN (FORMAT binary)", quoted(table))
 }
 
-/// The columns of [`copy_in`], in its order.
+/// All columns that rows bring along, in the order of the table.
 #[must_use]
-pub fn copy_columns(dataset: &Dataset) -> String {
+pub fn row_columns(dataset: &Dataset) -> String {
     let data = dataset.columns.iter().map(|column| column.name.as_str());
     quoted_list(["submission_id", "ordinal"].into_iter().chain(data).chain(["extra"]))
 }

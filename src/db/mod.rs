@@ -47,7 +47,7 @@ pub async fn execute_generated(connection: &mut PgConnection, statement: String)
     Ok(sqlx::query(AssertSqlSafe(statement)).execute(connection).await?.rows_affected())
 }
 
-/// Begins the COPY that takes rows of a dataset into `table`: its own, or one of the same shape.
+/// Begins the COPY that takes the columns at some positions of a dataset into `table`: its own, or one of its shape.
 ///
 /// # Errors
 /// What PostgreSQL says.
@@ -55,6 +55,7 @@ pub async fn copy_in<'c>(
     connection: &'c mut PgConnection,
     dataset: &Dataset,
     table: &str,
+    columns: &[usize],
 ) -> Result<PgCopyIn<&'c mut PgConnection>> {
-    Ok(connection.copy_in_raw(&sql::copy_in(dataset, table)).await?)
+    Ok(connection.copy_in_raw(&sql::copy_in(dataset, table, columns)).await?)
 }

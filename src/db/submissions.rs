@@ -216,7 +216,7 @@ pub async fn create_incoming(connection: &mut PgConnection, dataset: &Dataset) -
 /// # Errors
 /// A database out of reach.
 pub async fn take_incoming(connection: &mut PgConnection, dataset: &Dataset) -> Result<u64> {
-    let columns = sql::copy_columns(dataset);
+    let columns = sql::row_columns(dataset);
     let unique = sql::quoted_list(dataset.unique.iter().map(String::as_str));
     // The order of the key, so that two bodies with the same keys wait for each other instead of deadlocking.
     let take = format!(

@@ -13,16 +13,16 @@ pub const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
 /// Microseconds from 1970-01-01, where Unix begins to count, to 2000-01-01, where PostgreSQL does.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
-/// Appends one row of a submission to `out`: submission, ordinal, the dataset's columns, extra.
-pub fn write_row(out: &mut Vec<u8>, submission: i64, ordinal: i32, row: &Row<'_>) {
+/// Appends one row of a submission to `out`: submission, ordinal, the cells at `columns`, extra.
+pub fn write_row(out: &mut Vec<u8>, submission: i64, ordinal: i32, row: &Row<'_>, columns: &[usize]) {
     // A table has at most 1,600 columns, which an i16 holds.
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 1,600 columns")]
-    let fields = (row.cells.len() + 3) as i16;
+    let fields = (columns.len() + 3) as i16;
     out.extend_from_slice(&fields.to_be_bytes());
     write_field(out, &submission.to_be_bytes());
     write_field(out, &ordinal.to_be_bytes());
-    for cell in &row.cells {
-        match cell {
+    for &position in columns {
+        match &row.cells[position] {
             Cell::Absent | Cell::Null => write_null(out),
             Cell::Text(text) => write_field(out, text.as_bytes()),
             Cell::Int(value) => write_field(out, &value.to_be_bytes()),
@@ -89,7 +89,7 @@ mod tests {
             extra: vec![(Cow::Borrowed("k\"y"), Cow::Borrowed("[1]"))],
         };
         let mut out = Vec::new();
-        write_row(&mut out, 7, 3, &row);
+        write_row(&mut out, 7, 3, &row, &[0, 1, 2]);
         let mut expected = vec![0, 6];
         expected.extend_from_slice(&[0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 7]);
         expected.extend_from_slice(&[0, 0, 0, 4, 0, 0, 0, 3]);

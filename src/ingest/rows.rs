@@ -34,6 +34,18 @@ pub struct Job {
     pub max_rows: u64,
 }
 
+/// Bytes of one COPY, which carries some columns of the dataset.
+///
+/// A body is one COPY as a rule. It becomes several when a later row brings a column that no row before it had: leaving
+/// out columns that a body never fills saves PostgreSQL from reading a null for each of them in every row.
+#[derive(Debug)]
+pub struct Batch {
+    /// Positions of the columns. Batches of one COPY share one list, and the next list begins the next COPY.
+    pub columns: Arc<[usize]>,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
 /// What a body turned out to hold.
 #[derive(Debug, Clone)]
 pub struct Summary {
@@ -53,7 +65,7 @@ pub struct Summary {
 ///
 /// # Errors
 /// The first fault of the body, or up to [`MAX_FAULTS`] faults of its rows.
-pub fn decode(job: &Job, magic: &[u8], body: BodyReader, send: impl FnMut(Bytes) -> bool) -> Result<Summary, Error> {
+pub fn decode(job: &Job, magic: &[u8], body: BodyReader, send: impl FnMut(Batch) -> bool) -> Result<Summary, Error> {
     let mut decoder = Decoder::new(magic, body, job.limits)?;
     let mut rows = Rows::new(job, send);
     while let Some((first_line, text)) = decoder.next_block()? {
@@ -75,6 +87,9 @@ enum Parser {
 struct Rows<'j, F> {
     job: &'j Job,
     parser: Option<Parser>,
+    /// The columns of the current COPY, as positions and as flags.
+    columns: Arc<[usize]>,
+    carried: Vec<bool>,
     batch: Vec<u8>,
     send: F,
     rows: u64,
@@ -83,11 +98,13 @@ struct Rows<'j, F> {
     run_id: Shared,
 }
 
-impl<'j, F: FnMut(Bytes) -> bool> Rows<'j, F> {
+impl<'j, F: FnMut(Batch) -> bool> Rows<'j, F> {
     fn new(job: &'j Job, send: F) -> Self {
         Self {
             job,
             parser: None,
+            columns: Arc::default(),
+            carried: vec![false; job.dataset.columns.len()],
             batch: copy::HEADER.to_vec(),
             send,
             rows: 0,
@@ -182,17 +199,33 @@ impl<'j, F: FnMut(Bytes) -> bool> Rows<'j, F> {
         }
         let ordinal =
             i32::try_from(self.rows).map_err(|_| Error::Internal("more rows than an ordinal holds".into()))?;
-        copy::write_row(&mut self.batch, self.job.submission, ordinal, row);
+        let brings_column = row.cells.iter().zip(&self.carried).any(|(cell, carried)| !carried && !cell.is_empty());
+        if brings_column {
+            self.begin_copy(row)?;
+        }
+        copy::write_row(&mut self.batch, self.job.submission, ordinal, row, &self.columns);
         if self.batch.len() >= BATCH { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<(), Error> {
-        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH + BATCH / 8));
-        if (self.send)(Bytes::from(batch)) {
-            Ok(())
-        } else {
-            Err(Error::Internal("the COPY ended before the body".into()))
+    /// Ends the current COPY, if it has rows, and begins one that also carries the columns that this row speaks of.
+    fn begin_copy(&mut self, row: &Row<'_>) -> Result<(), Error> {
+        if self.rows > 1 {
+            self.batch.extend_from_slice(&copy::TRAILER);
+            self.flush()?;
+            self.batch.extend_from_slice(copy::HEADER);
         }
+        for (carried, cell) in self.carried.iter_mut().zip(&row.cells) {
+            *carried |= *cell != Cell::Absent;
+        }
+        self.columns =
+            self.carried.iter().enumerate().filter(|(_, carried)| **carried).map(|(position, _)| position).collect();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let bytes = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH + BATCH / 8));
+        let batch = Batch { columns: Arc::clone(&self.columns), bytes: bytes.into() };
+        if (self.send)(batch) { Ok(()) } else { Err(Error::Internal("the COPY ended before the body".into())) }
     }
 
     fn finish(mut self, bytes: u64, sha256: [u8; 32]) -> Result<Summary, Error> {

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::body::{BodyReader, Part, Turn};
 use super::decode::Limits;
-use super::rows::{self, Summary};
+use super::rows::{self, Batch, Summary};
 use super::{Receipt, Request};
 use crate::app::App;
 use crate::dataset::Fault;
@@ -97,7 +97,7 @@ fn content_key(fingerprint: &[u8; 32]) -> String {
 
 /// The content of a body as COPY batches, and what is known of it at the end.
 struct Content {
-    batches: mpsc::Receiver<Bytes>,
+    batches: mpsc::Receiver<Batch>,
     decoding: Option<JoinHandle<Result<Summary>>>,
     outcome: Option<Summary>,
     ended: bool,
@@ -135,19 +135,19 @@ impl Content {
     }
 
     /// The next batch, or `None` when the thread has ended, well or not.
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Batch> {
         let batch = self.batches.recv().await;
         self.ended = batch.is_none();
         batch
     }
 
     /// Collects batches up to [`HELD_BACK`].
-    async fn hold_back(&mut self) -> Vec<Bytes> {
+    async fn hold_back(&mut self) -> Vec<Batch> {
         let mut held = Vec::new();
         let mut bytes = 0;
         while bytes < HELD_BACK {
             let Some(batch) = self.next().await else { break };
-            bytes += batch.len();
+            bytes += batch.bytes.len();
             held.push(batch);
         }
         held
@@ -182,7 +182,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    async fn store(&self, held: Vec<Bytes>, content: &mut Content) -> Result<Receipt> {
+    async fn store(&self, held: Vec<Batch>, content: &mut Content) -> Result<Receipt> {
         if content.is_complete() {
             // A bad body is refused before it costs a transaction.
             content.summary().await?;
@@ -211,24 +211,36 @@ impl Attempt<'_> {
     }
 
     /// Sends all batches, and answers with the number of rows that PostgreSQL took.
-    async fn copy(&self, connection: &mut PgConnection, held: Vec<Bytes>, content: &mut Content) -> Result<u64> {
-        let dataset = &self.request.dataset;
-        if !dataset.unique.is_empty() {
-            submissions::create_incoming(connection, dataset).await?;
+    async fn copy(&self, connection: &mut PgConnection, held: Vec<Batch>, content: &mut Content) -> Result<u64> {
+        if !self.request.dataset.unique.is_empty() {
+            submissions::create_incoming(connection, &self.request.dataset).await?;
         }
-        let mut copy = db::copy_in(connection, dataset, self.target()).await?;
         let mut held = held.into_iter();
-        while let Some(batch) = match held.next() {
-            Some(batch) => Some(batch),
-            None => content.next().await,
-        } {
-            copy.send(batch).await?;
+        let mut next = held.next();
+        let mut rows = 0;
+        while let Some(first) = next {
+            let columns = Arc::clone(&first.columns);
+            let mut copy = db::copy_in(connection, &self.request.dataset, self.target(), &columns).await?;
+            copy.send(first.bytes).await?;
+            loop {
+                next = match held.next() {
+                    Some(batch) => Some(batch),
+                    None => content.next().await,
+                };
+                match &next {
+                    Some(batch) if Arc::ptr_eq(&batch.columns, &columns) => copy.send(&*batch.bytes).await?,
+                    _ => break,
+                };
+            }
+            if next.is_none()
+                && let Err(error) = content.summary().await
+            {
+                copy.abort("the body was refused").await?;
+                return Err(error);
+            }
+            rows += copy.finish().await.map_err(|error| refused_by_postgres(error.into()))?;
         }
-        if let Err(error) = content.summary().await {
-            copy.abort("the body was refused").await?;
-            return Err(error);
-        }
-        copy.finish().await.map_err(|error| refused_by_postgres(error.into()))
+        Ok(rows)
     }
 
     /// The number of rows stored, after rows that were there already have been passed over.

@@ -2,8 +2,6 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -12,11 +10,12 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use nvd_support_car::app::App;
 use nvd_support_car::config::Config;
-use nvd_support_car::db::embedded::{Cluster, Options};
 use nvd_support_car::http;
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+use crate::ephemeral::EphemeralCluster;
 
 /// The token with all scopes of every test service.
 pub const TOKEN: &str = "test-token";
@@ -179,39 +178,15 @@ pub fn cluster() -> &'static TestCluster {
 }
 
 async fn start_cluster() -> TestCluster {
-    let dir = tempfile::Builder::new().prefix("nvd-tests-").tempdir().expect("folder").keep();
-    let mut options = Options::below(&dir);
-    options.shared_buffers_mib = Some(128);
-    let cluster = Cluster::start(options).await.expect("PostgreSQL");
-    stop_with_this_process(cluster.pid(), &[&dir, cluster.dir()]);
+    let cluster = EphemeralCluster::start().await;
     let (admin_url, base_url) = (cluster.url("postgres"), cluster.url(""));
-    // The watchdog ends it, also when this process is killed.
-    std::mem::forget(cluster);
-    let template = format!("{base_url}nvd");
     let config = Config::load(None, [], &[]).expect("configuration");
-    let app = App::new(config, &template).expect("app");
+    let app = App::new(config, &cluster.url("nvd")).expect("app");
     app.prepare().await.expect("prepare");
     app.pool.close().await;
+    // Its watchdog ends it, as nothing runs at the end of a test binary.
+    std::mem::forget(cluster);
     TestCluster { admin_url, base_url }
-}
-
-/// Leaves a process behind that ends PostgreSQL and removes its files as soon as this process is gone, however it ends.
-fn stop_with_this_process(postmaster: u32, folders: &[&Path]) {
-    use std::os::unix::process::CommandExt;
-    let wait = format!(
-        "cat; kill -INT {postmaster}; while kill -0 {postmaster} 2>/dev/null; do sleep 0.1; done; rm -rf \"$@\""
-    );
-    let watchdog = Command::new("sh")
-        .args(["-c", &wait, "watchdog"])
-        .args(folders)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .expect("watchdog");
-    // Its standard input stays open for as long as this process lives.
-    std::mem::forget(watchdog);
 }
 
 /// A new database with all tables: its name and its URL.

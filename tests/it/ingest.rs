@@ -309,6 +309,23 @@ async fn rows_of_results_that_are_stored_already_are_counted_as_duplicates() {
 }
 
 #[tokio::test]
+async fn a_column_that_only_later_rows_bring_is_stored_too() {
+    let app = TestApp::start().await;
+    let mut body = format!("{RECORD}\n").repeat(3);
+    for (index, column) in ["depth", "zscore", "run_id", "depth"].iter().enumerate() {
+        body.push_str(
+            &RECORD.replace('{', &format!("{{\"{column}\":{},", if *column == "run_id" { "\"R\"" } else { "2" })),
+        );
+        body.push('\n');
+        body.push_str(&format!("{RECORD}\n").repeat(index * 2000));
+    }
+    let lines: Vec<Value> = body.lines().map(normal).collect();
+    let receipt = app.store("/ingest-gottcha2", gzip(&body)).await;
+    assert_eq!(receipt["rows"], lines.len());
+    assert_eq!(rows(&app, "gottcha2_full").await, lines);
+}
+
+#[tokio::test]
 async fn extreme_values_survive_unchanged() {
     let app = TestApp::start().await;
     let depths = ["5e-324", "1.7976931348623157e308", "0.1", "1e23", "9007199254740993", "123456.7890123456789"];

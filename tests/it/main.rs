@@ -7,6 +7,7 @@ mod bad_input;
 mod crash;
 mod datasets;
 mod embedded;
+mod ephemeral;
 mod ingest;
 mod openapi;
 mod process;

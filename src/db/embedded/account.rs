@@ -40,7 +40,7 @@ impl Account {
     ///
     /// That is this process's own, except for root: then it is the owner of `dir`, so that a
     /// command run as root does not take an ordinary user's database (and its running server's
-    /// files) away; for a new directory, or root's own, it is `preferred`, else `postgres`, else
+    /// files) away; for a new database, or root's own, it is `preferred`, else `postgres`, else
     /// `nobody`.
     ///
     /// # Errors
@@ -55,19 +55,19 @@ impl Account {
                 Err(EmbeddedError::WrongOwner { dir: dir.to_owned(), owner, user })
             }
             _ if user != 0 => Ok(Self { uid: user, gid: nix::unistd::getegid().as_raw(), switches: false }),
-            Some((uid, gid)) if uid != 0 => Ok(Self { uid, gid, switches: true }),
+            Some((uid, gid)) if uid != 0 && dir.join("PG_VERSION").exists() => Ok(Self { uid, gid, switches: true }),
             _ => Self::named(preferred.as_ref().map_or(&NAMES, std::slice::from_ref)),
         }
     }
 
     /// The user id.
-    pub fn uid(self) -> u32 {
+    pub(super) fn uid(self) -> u32 {
         self.uid
     }
 
     /// A command that runs `program` in the name of this account: with no more of the service's
     /// environment than it needs, and out of reach of a Ctrl-C in the service's terminal.
-    pub fn command(self, program: &Path) -> Command {
+    pub(super) fn command(self, program: &Path) -> Command {
         let variables = VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
         let mut command = Command::new(program);
         command
@@ -89,7 +89,7 @@ impl Account {
     /// # Errors
     ///
     /// [`EmbeddedError::Io`] when the system refuses.
-    pub fn own(self, path: &Path) -> Result<()> {
+    pub(super) fn own(self, path: &Path) -> Result<()> {
         if self.switches {
             self.chown_all(path).map_err(EmbeddedError::io("change the owner of", path))?;
         }
@@ -101,7 +101,7 @@ impl Account {
     /// # Errors
     ///
     /// [`EmbeddedError::Io`] when the system refuses.
-    pub fn make_private_dir(self, dir: &Path) -> Result<()> {
+    pub(super) fn make_private_dir(self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir).map_err(EmbeddedError::io("create the directory", dir))?;
         let metadata = fs::metadata(dir).map_err(EmbeddedError::io("read", dir))?;
         if metadata.uid() != self.uid {
@@ -116,7 +116,7 @@ impl Account {
     /// # Errors
     ///
     /// [`EmbeddedError::Io`] when the system refuses.
-    pub fn place(self, path: &Path) -> Result<PathBuf> {
+    pub(super) fn place(self, path: &Path) -> Result<PathBuf> {
         let path = std::path::absolute(path).map_err(EmbeddedError::io("resolve", path))?;
         let parent = path.parent().unwrap_or(&path);
         let name = path.file_name().unwrap_or_default();

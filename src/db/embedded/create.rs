@@ -19,7 +19,9 @@ impl Server {
             self.remove_drafts();
             let draft = self.draft()?;
             let created = self.create_in(&draft, password);
-            fs::remove_dir_all(&draft).map_err(EmbeddedError::io("remove", &draft)).and(created)?;
+            let removed = fs::remove_dir_all(&draft);
+            created?;
+            removed.map_err(EmbeddedError::io("remove", &draft))?;
         }
         self.account.make_private_dir(&self.dir)
     }

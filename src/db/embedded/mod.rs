@@ -2,14 +2,15 @@
 //!
 //! This module owns the error type; its parts own the rest:
 //!
-//! * [`binaries`]: where PostgreSQL's programs are on this machine, or how they come to it;
-//! * [`account`]: which system user runs them and which directory that user can reach;
-//! * [`settings`]: the server's configuration;
-//! * [`password`]: the superuser's password;
-//! * [`create`]: making a database directory;
-//! * [`postmaster`]: seeing whether a directory's server runs;
-//! * [`server`]: starting and stopping it;
-//! * [`cluster`]: sharing it between processes. Callers need only [`Cluster`].
+//! * `wanted`: which versions of PostgreSQL will do;
+//! * `binaries`: where PostgreSQL's programs are on this machine, or how they come to it;
+//! * `account`: which system user runs them and which directory that user can reach;
+//! * `settings`: the server's configuration;
+//! * `password`: the superuser's password;
+//! * `create`: making a database directory;
+//! * `postmaster`: seeing whether a directory's server runs;
+//! * `server`: starting and stopping it;
+//! * `cluster`: sharing it between processes. Callers need only [`Cluster`].
 
 mod account;
 mod binaries;
@@ -19,13 +20,15 @@ mod password;
 mod postmaster;
 mod server;
 mod settings;
+mod wanted;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use account::Account;
-pub use binaries::{Binaries, OLDEST_MAJOR, Search, Wanted};
+pub use binaries::{Binaries, Search};
 pub use cluster::{Cluster, Options};
+pub use wanted::{OLDEST_MAJOR, Wanted};
 
 /// What the functions of this module return.
 pub type Result<T> = std::result::Result<T, EmbeddedError>;
@@ -36,7 +39,7 @@ pub type Result<T> = std::result::Result<T, EmbeddedError>;
 pub enum EmbeddedError {
     /// Neither this machine nor the network has PostgreSQL's programs.
     #[error(
-        "PostgreSQL {wanted} was not found on this machine and could not be fetched: {cause}. \
+        "PostgreSQL {wanted} was not found on this machine and could not be fetched from GitHub: {cause}. \
          Install it with {}, or set DATABASE_URL to a PostgreSQL server that already runs",
         .wanted.install_commands()
     )]

@@ -13,6 +13,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The protocol's request to encrypt, which a server answers with one byte before anyone logs in.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
+/// Where a server records itself, in its directory.
+const FILE: &str = "postmaster.pid";
+
 /// The main process of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Postmaster {
@@ -27,12 +30,21 @@ pub struct Postmaster {
 impl Postmaster {
     /// The server that runs on the directory `dir`, a path without symbolic links.
     pub fn running(dir: &Path) -> Option<Self> {
-        Self::recorded(dir).filter(|postmaster| works_on(postmaster.pid, dir))
+        Self::recorded(dir).filter(|postmaster| works_on(postmaster.pid, dir) == Some(true))
+    }
+
+    /// Removes the file of a dead server whose process id another program has by now, as is common
+    /// in containers: PostgreSQL would take that program for the server, and never start again.
+    pub fn forget_mistaken(dir: &Path) -> std::io::Result<()> {
+        match Self::recorded(dir).and_then(|postmaster| works_on(postmaster.pid, dir)) {
+            Some(false) => fs::remove_file(dir.join(FILE)),
+            _ => Ok(()),
+        }
     }
 
     /// The last server on `dir` that did not end in order: it may run or be long gone.
     pub fn recorded(dir: &Path) -> Option<Self> {
-        let file = fs::read_to_string(dir.join("postmaster.pid")).ok()?;
+        let file = fs::read_to_string(dir.join(FILE)).ok()?;
         let line = |number: usize| file.lines().nth(number - 1).map(str::trim);
         Some(Self { pid: line(1)?.parse().ok()?, port: line(4)?.parse().ok()?, ready: line(8) == Some("ready") })
     }
@@ -55,16 +67,24 @@ pub fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
 }
 
-/// Whether process `pid` is a server on `dir`. That a process has the number says little: after a
-/// restart of the machine it may be any program. A server's working directory is its `dir`.
+/// Whether process `pid` is a server on `dir`, unless it does not exist or cannot be looked at. A
+/// server's working directory is its `dir`; a dead process that nobody waited for has none.
 #[cfg(target_os = "linux")]
-fn works_on(pid: u32, dir: &Path) -> bool {
-    fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|working_dir| working_dir == dir)
+fn works_on(pid: u32, dir: &Path) -> Option<bool> {
+    let process = Path::new("/proc").join(pid.to_string());
+    match fs::read_link(process.join("cwd")) {
+        Ok(working_dir) => Some(working_dir == dir),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => process.exists().then_some(false),
+        Err(_) => None,
+    }
 }
 
-/// Whether process `pid` is a server on `dir`, which `pg_ctl` names on its command line.
+/// Whether process `pid` is a server on `dir`, unless it does not exist or cannot be looked at.
+/// `pg_ctl` names the `dir` on a server's command line.
 #[cfg(not(target_os = "linux"))]
-fn works_on(pid: u32, dir: &Path) -> bool {
-    let output = std::process::Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]).output();
-    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&*dir.to_string_lossy()))
+fn works_on(pid: u32, dir: &Path) -> Option<bool> {
+    let arguments = ["-ww", "-o", "args=", "-p", &pid.to_string()];
+    let output = std::process::Command::new("ps").args(arguments).output().ok()?;
+    let command_line = String::from_utf8_lossy(&output.stdout);
+    (!command_line.is_empty()).then(|| command_line.contains(&*dir.to_string_lossy()))
 }

@@ -1,6 +1,6 @@
 //! One database directory's server: starting it, finding it running, and stopping it.
 //!
-//! Who may do so when is the business of [`super::cluster`]: the functions here expect that no
+//! Who may do so when is the business of `cluster`: the functions here expect that no
 //! other process calls them for the same directory at the same time.
 
 use std::fs::{self, File};
@@ -121,6 +121,7 @@ impl Server {
         put_aside(&log)?;
         let known = fs::metadata(&log).map_or(0, |metadata| metadata.len());
         self.configure(self.choose_port()?)?;
+        Postmaster::forget_mistaken(&self.dir).map_err(EmbeddedError::io("remove postmaster.pid in", &self.dir))?;
         let mut pg_ctl = self.pg_ctl(&["start", "-w", "-t", START_LIMIT, "-l"]);
         pg_ctl.arg(&log);
         let news = || read_from(&log, known).unwrap_or_default();
