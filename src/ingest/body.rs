@@ -1,7 +1,7 @@
 //! The bytes of a request body as a blocking reader for the decoding thread, and that thread's turn on the processor.
 
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, Bytes};
 use tokio::runtime::Handle;
@@ -15,31 +15,38 @@ pub type Part = Result<Option<Bytes>, Error>;
 /// Parts of a body that may wait for the decoder; hyper's reads are at most about 400 KiB each.
 pub const PARTS_IN_FLIGHT: usize = 8;
 
-/// A place among the bodies that are decoded and copied at the same time.
+/// A place among the uploads that are decoded and copied at the same time.
 ///
-/// More COPYs at once than cores lose speed, so places are few; but a client that sends slowly must not hold one while
-/// nothing arrives. The holder leaves when it has to wait and comes back when there is work.
+/// More of them than cores lose speed, so places are few; but a client that sends slowly must not hold one while
+/// nothing arrives. The reader of its body leaves when it has to wait, and comes back when there is work. The upload
+/// keeps its place until this is dropped.
 pub struct Turn {
     places: Arc<Semaphore>,
-    held: Option<OwnedSemaphorePermit>,
+    held: Mutex<Option<OwnedSemaphorePermit>>,
 }
 
 impl Turn {
     /// A turn that is not held yet.
     #[must_use]
     pub const fn new(places: Arc<Semaphore>) -> Self {
-        Self { places, held: None }
+        Self { places, held: Mutex::new(None) }
     }
 
-    /// Waits for a place, from a blocking thread.
-    fn enter(&mut self) {
-        if self.held.is_none() {
-            self.held = Handle::current().block_on(Arc::clone(&self.places).acquire_owned()).ok();
+    /// Waits for a place, unless it is held.
+    pub async fn enter(&self) {
+        if self.held().is_none() {
+            let place = Arc::clone(&self.places).acquire_owned().await.ok();
+            *self.held() = place;
         }
     }
 
-    fn leave(&mut self) {
-        self.held = None;
+    /// Gives the place to another upload.
+    pub fn leave(&self) {
+        *self.held() = None;
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -50,7 +57,7 @@ pub struct BodyReader {
     /// What arrives meanwhile; `None` once the body has ended.
     parts: Option<mpsc::Receiver<Part>>,
     current: Bytes,
-    turn: Turn,
+    turn: Arc<Turn>,
     limit: u64,
     read: u64,
     /// Why reading stopped, when it was not for the end of the body. io::Error cannot carry it unchanged.
@@ -60,13 +67,13 @@ pub struct BodyReader {
 impl BodyReader {
     /// A reader of `ahead` and then of `parts`, refusing more than `limit` bytes.
     #[must_use]
-    pub fn new(ahead: Vec<Bytes>, parts: Option<mpsc::Receiver<Part>>, turn: Turn, limit: u64) -> Self {
+    pub fn new(ahead: Vec<Bytes>, parts: Option<mpsc::Receiver<Part>>, turn: Arc<Turn>, limit: u64) -> Self {
         Self { ahead: ahead.into_iter(), parts, current: Bytes::new(), turn, limit, read: 0, fault: None }
     }
 
     /// The next part, or `None` at the end of the body.
     fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        self.turn.enter();
+        Handle::current().block_on(self.turn.enter());
         if let Some(part) = self.ahead.next() {
             return Ok(Some(part));
         }
@@ -79,7 +86,7 @@ impl BodyReader {
             Err(mpsc::error::TryRecvError::Empty) => {
                 self.turn.leave();
                 let part = parts.blocking_recv();
-                self.turn.enter();
+                Handle::current().block_on(self.turn.enter());
                 part
             }
         };

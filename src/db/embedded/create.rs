@@ -12,11 +12,11 @@ impl Server {
     /// Makes the database unless it is there: a cluster with the superuser and the database
     /// [`NAME`]. Killed at any moment, it leaves either no database or a whole one.
     pub fn create(&self, password: &str) -> Result<()> {
+        self.remove_drafts();
         if !self.exists() {
             if fs::read_dir(&self.dir).is_ok_and(|mut entries| entries.next().is_some()) {
                 return Err(EmbeddedError::NotADatabase { dir: self.dir.clone() });
             }
-            self.remove_drafts();
             let draft = self.draft()?;
             let created = self.create_in(&draft, password);
             let removed = fs::remove_dir_all(&draft);

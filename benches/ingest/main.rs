@@ -1,0 +1,270 @@
+//! Speed and memory of ingest, as ratios against PostgreSQL's own tools in the same run.
+//!
+//! `cargo bench --bench ingest -- [--rows N] [--runs N] [--section NAME]`, on an idle machine; sections: `one_body`,
+//! `many_bodies`, `inserts`, `memory`, `lookups`. Prints a Markdown table. The last two fill a table with ten times the
+//! rows.
+
+mod baselines;
+mod records;
+mod service;
+
+use std::path::{Path, PathBuf};
+
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
+use records::{Records, write_gzip};
+use service::{Service, run_all, seconds, stream as stream_files};
+use sqlx::AssertSqlSafe;
+
+/// Rows of each of the many bodies.
+const SMALL: u64 = 5_000;
+/// Clients that send the many bodies.
+const CLIENTS: usize = 8;
+/// Rows of each of the concurrent uploads whose memory is measured.
+const MIDDLE: u64 = 100_000;
+
+/// What to measure.
+struct Plan {
+    rows: u64,
+    runs: usize,
+    section: Option<String>,
+    folder: PathBuf,
+}
+
+impl Plan {
+    fn from_arguments(folder: &Path) -> Self {
+        let arguments: Vec<String> = std::env::args().collect();
+        let value = |name: &str| {
+            let position = arguments.iter().position(|argument| argument == name)?;
+            arguments.get(position + 1).cloned()
+        };
+        let number = |name: &str, default: u64| value(name).map_or(default, |text| text.parse().expect(name));
+        Self {
+            rows: number("--rows", 1_000_000),
+            runs: usize::try_from(number("--runs", 3)).expect("--runs"),
+            section: value("--section"),
+            folder: folder.to_owned(),
+        }
+    }
+
+    fn wants(&self, section: &str) -> bool {
+        self.section.as_ref().is_none_or(|wanted| wanted == section)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+#[tokio::main]
+async fn main() {
+    nvd_support_car::tls::use_ring();
+    let folder = tempfile::Builder::new().prefix("nvd-bench-").tempdir().expect("folder");
+    // The user that runs PostgreSQL must be able to enter.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).expect("permissions");
+    let plan = Plan::from_arguments(folder.path());
+    eprintln!("generating {} rows", plan.rows);
+    write_gzip(&plan.file("body.gz"), &mut Records::new(1), plan.rows);
+    let service = Service::start(folder.path()).await;
+    println!("| what | against | target | measured (median; least to most) |\n|---|---|---|---|");
+    if plan.wants("one_body") {
+        one_body(&plan, &service).await;
+    }
+    if plan.wants("many_bodies") {
+        many_bodies(&plan, &service).await;
+    }
+    if plan.wants("inserts") {
+        inserts(&plan, &service).await;
+    }
+    if plan.wants("memory") {
+        memory(&plan, &service).await;
+    }
+    if plan.wants("lookups") {
+        lookups(&plan, &service).await;
+    }
+    service.stop().await;
+}
+
+/// Speed of one large body as a share of psql's.
+async fn one_body(plan: &Plan, service: &Service) {
+    write_copy_files(plan, service, 1).await;
+    let mut ratios = Vec::new();
+    for run in 0..plan.runs {
+        let ours = send_one(plan, service).await;
+        let psql = copy_files(plan, service, 1).await;
+        eprintln!("one_body run {run}: ours {ours:.2} s, psql {psql:.2} s");
+        ratios.push(psql / ours);
+    }
+    report(
+        &format!("one body of {} rows, one client", plan.rows),
+        "psql \\copy binary, one connection",
+        "at least 0.9 of its speed",
+        &ratios,
+        "",
+    );
+}
+
+/// Speed of many small bodies as a share of two parallel psql's.
+async fn many_bodies(plan: &Plan, service: &Service) {
+    let bodies = plan.rows / SMALL;
+    let mut records = Records::new(2);
+    for body in 0..bodies {
+        write_gzip(&plan.file(&format!("small-{body}.gz")), &mut records, SMALL);
+    }
+    write_copy_files(plan, service, 2).await;
+    let mut ratios = Vec::new();
+    for run in 0..plan.runs {
+        service.reset().await;
+        let ours = seconds(async {
+            let sends = stream::iter(0..bodies).map(|body| async move {
+                let content = tokio::fs::read(plan.file(&format!("small-{body}.gz"))).await.expect("body");
+                service.put(&format!("small-{body}"), content.into()).await;
+            });
+            sends.buffer_unordered(CLIENTS).collect::<Vec<()>>().await;
+        })
+        .await;
+        let psql = copy_files(plan, service, 2).await;
+        eprintln!("many_bodies run {run}: ours {ours:.2} s, psql {psql:.2} s");
+        ratios.push(psql / ours);
+    }
+    report(
+        &format!("{bodies} bodies of {SMALL} rows, {CLIENTS} clients"),
+        "two parallel psql \\copy binary",
+        "at least 0.9 of their speed",
+        &ratios,
+        "",
+    );
+}
+
+/// Speed of one large body as a multiple of multi-row INSERTs.
+async fn inserts(plan: &Plan, service: &Service) {
+    baselines::create_insert_table(service).await;
+    let mut ratios = Vec::new();
+    for run in 0..plan.runs {
+        let ours = send_one(plan, service).await;
+        service.execute("TRUNCATE gottcha2_results").await;
+        service.reset().await;
+        let inserts = seconds(baselines::insert(service, &plan.file("body.gz"))).await;
+        eprintln!("inserts run {run}: ours {ours:.2} s, INSERTs {inserts:.2} s");
+        ratios.push(inserts / ours);
+    }
+    report(
+        "the same body (all 21 fields)",
+        "INSERTs of 500 rows (11 fields), B-trees on sample, level, taxid",
+        "at least 4 times as fast",
+        &ratios,
+        "",
+    );
+}
+
+/// Memory of the service above idle, in MiB.
+async fn memory(plan: &Plan, service: &Service) {
+    let mut records = Records::new(3);
+    for upload in 0..CLIENTS {
+        write_gzip(&plan.file(&format!("middle-{upload}.gz")), &mut records, MIDDLE.min(plan.rows));
+    }
+    service.reset().await;
+    let idle = service.resident();
+    let above_idle = || service.peak() - idle;
+    service.forget_peak();
+    let uploads = (0..CLIENTS).map(|upload| async move {
+        service
+            .put(&format!("middle-{upload}"), stream_files(vec![plan.file(&format!("middle-{upload}.gz"))]).await)
+            .await;
+    });
+    join_all(uploads).await;
+    let target = "at most 200 MiB above idle";
+    report(&format!("memory, {CLIENTS} uploads of {MIDDLE} rows at once"), "idle", target, &[above_idle()], " MiB");
+    for times in [1, 10] {
+        service.reset().await;
+        service.forget_peak();
+        // gzip files may be laid end to end.
+        service.put(&format!("times-{times}"), stream_files(vec![plan.file("body.gz"); times]).await).await;
+        let rows = plan.rows * times as u64;
+        report(&format!("memory, one upload of {rows} rows"), "idle", target, &[above_idle()], " MiB");
+    }
+}
+
+/// Time to find one sample and one rare taxon among ten times the rows, in milliseconds.
+async fn lookups(plan: &Plan, service: &Service) {
+    service.reset().await;
+    for seed in 11..21 {
+        let path = plan.file("lookup.gz");
+        write_gzip(&path, &mut Records::new(seed), plan.rows);
+        service.put(&format!("lookup-{seed}"), stream_files(vec![path]).await).await;
+    }
+    service.execute("VACUUM ANALYZE gottcha2_full").await;
+    let samples = (0..7).map(|index| format!("sample_id = 'SRR{:08}'", (11 + index) * 1_000_000 + 500)).collect();
+    let rows = plan.rows * 10;
+    report(&format!("all rows of one sample among {rows}"), "-", "under 50 ms", &lookup(service, samples).await, " ms");
+    // Inserted among the others: about two rows in each million.
+    let rare: Vec<String> = sqlx::query_scalar(
+        "SELECT taxid FROM gottcha2_full TABLESAMPLE SYSTEM (20) GROUP BY taxid ORDER BY count(*), taxid LIMIT 7",
+    )
+    .fetch_all(&service.pool)
+    .await
+    .expect("rare taxa");
+    let rare = rare.into_iter().map(|taxid| format!("taxid = '{taxid}'")).collect();
+    report(&format!("all rows of a rare taxon among {rows}"), "-", "under 100 ms", &lookup(service, rare).await, " ms");
+}
+
+/// Milliseconds of one query for each condition, after one that is not counted.
+async fn lookup(service: &Service, conditions: Vec<String>) -> Vec<f64> {
+    let mut times = Vec::new();
+    for condition in conditions.iter().take(1).chain(&conditions) {
+        let sql = format!("SELECT * FROM gottcha2_full WHERE {condition}");
+        let mut found = 0;
+        let time = seconds(async {
+            found = sqlx::query(AssertSqlSafe(sql.clone())).fetch_all(&service.pool).await.expect("rows").len();
+        })
+        .await;
+        let plan: Vec<String> =
+            sqlx::query_scalar(AssertSqlSafe(format!("EXPLAIN {sql}"))).fetch_all(&service.pool).await.expect("plan");
+        let index = if plan.join(" ").contains("bloom") { "by the index" } else { "by reading all" };
+        eprintln!("lookup {condition}: {found} rows in {:.1} ms, {index}", time * 1000.0);
+        times.push(time * 1000.0);
+    }
+    times.split_off(1)
+}
+
+/// Seconds to send the large body.
+async fn send_one(plan: &Plan, service: &Service) -> f64 {
+    service.reset().await;
+    let body = stream_files(vec![plan.file("body.gz")]).await;
+    seconds(service.put("one", body)).await
+}
+
+/// Stores the large body and writes its rows, as psql takes them, into `parts` files.
+async fn write_copy_files(plan: &Plan, service: &Service, parts: u64) {
+    send_one(plan, service).await;
+    let share = plan.rows.div_ceil(parts);
+    for part in 0..parts {
+        let (first, last) = (part * share + 1, (part + 1) * share);
+        let query = format!(
+            "SELECT * FROM gottcha2_full WHERE ordinal BETWEEN {first} AND {last} ORDER BY submission_id, ordinal"
+        );
+        let target = plan.file(&format!("part-{part}.bin"));
+        run_all(vec![service.psql(&format!("\\copy ({query}) to '{}' (format binary)", target.display()))]);
+    }
+}
+
+/// Seconds that psql takes to copy these files side by side into the same table.
+async fn copy_files(plan: &Plan, service: &Service, parts: u64) -> f64 {
+    service.reset().await;
+    let commands = (0..parts).map(|part| {
+        let source = plan.file(&format!("part-{part}.bin"));
+        service.psql(&format!("\\copy gottcha2_full from '{}' (format binary)", source.display()))
+    });
+    let commands = commands.collect();
+    seconds(async { run_all(commands) }).await
+}
+
+/// Prints one row of the table.
+fn report(what: &str, against: &str, target: &str, values: &[f64], unit: &str) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (least, median, most) = (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
+    let spread = if values.len() > 1 { format!(" ({least:.2} to {most:.2})") } else { String::new() };
+    println!("| {what} | {against} | {target} | **{median:.2}{unit}**{spread} |");
+}
