@@ -1,29 +1,35 @@
 # syntax=docker/dockerfile:1
 
 FROM rust:1.95-slim-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
-WORKDIR /build
+WORKDIR /src
 COPY . .
-RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
-    cargo build --release --locked && cp target/release/nvd-support-car /usr/local/bin/
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin nvd-support-car \
+    && install -D target/release/nvd-support-car /out/nvd-support-car
 
-# Redoc's bundle, so that /redoc works without internet.
-FROM node:22-slim AS redoc
-WORKDIR /redoc
-RUN npm install --no-save redoc@2 && cp node_modules/redoc/bundles/redoc.standalone.js .
+# Redoc's program, so that /redoc works without internet.
+FROM node:22-bookworm-slim AS redoc
+WORKDIR /out
+RUN npm pack redoc@2.5.1 \
+    && tar --extract --gzip --file redoc-2.5.1.tgz --strip-components 2 package/bundles/redoc.standalone.js \
+    && rm redoc-2.5.1.tgz
 
 FROM debian:bookworm-slim
-RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --create-home --home-dir /var/lib/nvd-support-car nvd
-COPY --from=build /usr/local/bin/nvd-support-car /usr/local/bin/
-COPY --from=redoc /redoc/redoc.standalone.js /usr/share/nvd-support-car/
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin nvd \
+    && install --directory --owner nvd /var/lib/nvd-support-car
+COPY --from=build /out/nvd-support-car /usr/local/bin/
+COPY --from=redoc /out/redoc.standalone.js /usr/share/nvd-support-car/
+USER 10001
+# The data directory is ./data. With DATABASE_URL and an access token set, nothing is written to it.
+WORKDIR /var/lib/nvd-support-car
 ENV HOST=0.0.0.0 \
-    PORT=8080 \
-    NVD__DATA_DIR=/var/lib/nvd-support-car \
     NVD__SERVER__REDOC_BUNDLE=/usr/share/nvd-support-car/redoc.standalone.js
-USER nvd
-VOLUME /var/lib/nvd-support-car
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=6s --start-period=20s CMD ["nvd-support-car", "healthcheck"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=30s --retries=3 CMD ["nvd-support-car", "healthcheck"]
 ENTRYPOINT ["nvd-support-car"]
 CMD ["serve"]

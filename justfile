@@ -1,31 +1,41 @@
-# What CI runs.
+# What there is to do; `just` alone lists it.
+default:
+    @just --list --unsorted
+
+# What every change must pass: format, lints, tests. Installs what a fresh Debian machine lacks.
 ci:
     bash .ci/run
 
-# Format all code.
+# Format the sources.
 fmt:
     cargo fmt
 
-# Run all tests; needs only PostgreSQL's server programs.
-test:
-    cargo test --locked
+# Format check and lints, as in ci.
+lint:
+    cargo fmt --check
+    cargo clippy --all-targets --locked -- -D warnings
 
-# The service with real sample results.
+# Run the tests, or those whose names contain the arguments.
+test *names:
+    cargo test --locked -- {{ names }}
+
+# Run the service with real samples, on a PostgreSQL of its own in ./data.
 demo:
     cargo run --release -- demo
 
-# Speed and memory, as ratios; on an idle machine.
+# Measure ingest against PostgreSQL's own tools; wants an idle machine and psql.
 bench *arguments:
-    cargo bench --bench ingest -- {{arguments}}
+    cargo bench --bench ingest -- {{ arguments }}
 
-# Renew the reviewed OpenAPI description.
+# Write the reviewed copy of the OpenAPI description, which a test compares.
 openapi:
-    BLESS=1 cargo test --test it openapi
+    cargo run --quiet -- openapi > target/openapi.json
+    mv target/openapi.json tests/data/openapi.json
 
-# Licences, advisories and sources of all dependencies.
+# Build the container image.
+docker:
+    docker build --tag nvd-support-car .
+
+# Licences, advisories, bans and sources of all dependencies.
 deny:
     cargo deny check
-
-# The container image.
-docker:
-    docker build -t nvd-support-car .

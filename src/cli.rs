@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::serve::{Database, Service};
 use crate::{db, http, secrets, telemetry, tls};
 
-/// Takes in metagenomic results from HTCondor workers, exactly once, and hands them on.
+/// Takes in metagenomic results from HTCondor workers, exactly once.
 #[derive(Debug, Parser)]
 #[command(name = "nvd-support-car", version, propagate_version = true)]
 pub struct Cli {
@@ -33,7 +33,7 @@ struct Common {
     /// Configuration file (also NVD_CONFIG).
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder for the database, exports and generated secrets.
+    /// Folder for the database and generated secrets.
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Sets any key of the configuration; may be repeated.

@@ -221,7 +221,7 @@ async fn lookup(service: &Service, conditions: Vec<String>) -> Vec<f64> {
         .await;
         let plan: Vec<String> =
             sqlx::query_scalar(AssertSqlSafe(format!("EXPLAIN {sql}"))).fetch_all(&service.pool).await.expect("plan");
-        let index = if plan.join(" ").contains("bloom") { "by the index" } else { "by reading all" };
+        let index = if plan.join(" ").contains("_brin_") { "by the index" } else { "by reading all" };
         eprintln!("lookup {condition}: {found} rows in {:.1} ms, {index}", time * 1000.0);
         times.push(time * 1000.0);
     }

@@ -56,8 +56,6 @@ pub struct ServerConfig {
     pub shutdown_deadline: Duration,
     #[serde(with = "values::blank")]
     pub redoc_bundle: Option<PathBuf>,
-    #[serde(with = "values::blank")]
-    pub public_url: Option<String>,
 }
 
 /// The PostgreSQL server.

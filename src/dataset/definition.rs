@@ -94,7 +94,7 @@ impl fmt::Display for Bounds {
     }
 }
 
-/// A BRIN index: next to free on rows that arrive in order.
+/// Columns of the dataset's BRIN index, which is next to free on rows that arrive in order.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Index {

@@ -33,15 +33,18 @@ pub fn example(dataset: &Dataset) -> Value {
 fn column_schema(column: &Column) -> Value {
     let mut schema = Map::new();
     let (name, format) = match column.kind {
-        Kind::Text => ("string", None),
-        Kind::Int => ("integer", Some("int64")),
-        Kind::Float => ("number", Some("double")),
-        Kind::Bool => ("boolean", None),
-        Kind::Timestamp => ("string", Some("date-time")),
-        Kind::Json => ("object", None),
+        Kind::Text => (Some("string"), None),
+        Kind::Int => (Some("integer"), Some("int64")),
+        Kind::Float => (Some("number"), Some("double")),
+        Kind::Bool => (Some("boolean"), None),
+        Kind::Timestamp => (Some("string"), Some("date-time")),
+        // Any value, so no type.
+        Kind::Json => (None, None),
     };
-    let kind = if column.required { json!(name) } else { json!([name, "null"]) };
-    schema.insert("type".into(), kind);
+    if let Some(name) = name {
+        let kind = if column.required { json!(name) } else { json!([name, "null"]) };
+        schema.insert("type".into(), kind);
+    }
     if let Some(format) = format {
         schema.insert("format".into(), json!(format));
     }

@@ -44,7 +44,7 @@ pub struct DatasetDetail {
 
 /// One column of a dataset, as [`Column`] is written; here only for the documentation.
 #[derive(utoipa::ToSchema)]
-#[expect(dead_code, reason = "describes the JSON of dataset::Column, which knows no utoipa")]
+#[expect(dead_code, reason = "describes the JSON of dataset::Column")]
 pub struct DatasetColumn {
     /// The name in JSON, TSV, PostgreSQL and Parquet.
     #[schema(example = "best_sig_cov")]

@@ -25,7 +25,7 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
 #[openapi(
     info(
         title = "NVD Support Car API",
-        description = "Takes in metagenomic results from HTCondor workers, exactly once, and hands them on.",
+        description = "Takes in metagenomic results from HTCondor workers, exactly once.",
         license(name = "MIT", identifier = "MIT")
     ),
     components(schemas(ProblemBody)),

@@ -13,7 +13,7 @@ use crate::error::Error;
 /// Decompressed bytes that are looked at together; longer lines make the block grow up to the line limit.
 const BLOCK: usize = 256 * 1024;
 
-/// zstd frames may ask for a window of 2^24 bytes (16 MiB, `zstd -19`), not for the 2 GiB that the format allows.
+/// zstd frames may ask for a window of 2^24 bytes (16 MiB; `zstd -19` asks for 8), not for the 2 GiB that the format allows.
 const ZSTD_WINDOW_LOG: u32 = 24;
 
 /// What the decompressed side of a body may be.

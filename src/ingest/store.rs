@@ -51,8 +51,10 @@ pub async fn store(
         }
         (existing, _) => existing,
     };
+    // A replacement too large to be known in full is copied first, and compared with what is there before the commit.
     if let Some(existing) = existing
-        && let Some(receipt) = compare(&request, existing, content.discard_rest().await?)?
+        && (content.is_complete() || !request.replace)
+        && let Some(receipt) = compare(&request, existing, &content.discard_rest().await?)?
     {
         return Ok(receipt);
     }
@@ -61,8 +63,8 @@ pub async fn store(
 }
 
 /// Answers for content whose key is taken; `None` when it shall take the place of what is there.
-fn compare(request: &Request, existing: Submission, summary: Summary) -> Result<Option<Receipt>> {
-    if existing.fingerprint == fingerprint(request, &summary) {
+fn compare(request: &Request, existing: Submission, summary: &Summary) -> Result<Option<Receipt>> {
+    if existing.fingerprint == fingerprint(request, summary) {
         return Ok(Some(Receipt::replayed(existing)));
     }
     if request.replace {
@@ -203,7 +205,7 @@ impl Attempt<'_> {
             Recorded::Taken(existing) => {
                 // Somebody stored the same key while this body was copied.
                 transaction.rollback().await?;
-                compare(self.request, existing, summary)?
+                compare(self.request, existing, &summary)?
                     .ok_or_else(|| Error::Conflict("the key was taken meanwhile".into()))
             }
         }
@@ -254,7 +256,7 @@ impl Attempt<'_> {
                 copy.abort("the body was refused").await?;
                 return Err(error);
             }
-            rows += copy.finish().await.map_err(|error| refused_by_postgres(error.into()))?;
+            rows += copy.finish().await.map_err(|error| refused_by_postgres(error.into(), rows))?;
         }
         Ok(rows)
     }
@@ -267,7 +269,9 @@ impl Attempt<'_> {
         if self.request.dataset.unique.is_empty() {
             return Ok(copied);
         }
-        submissions::take_incoming(connection, &self.request.dataset).await.map_err(refused_by_postgres)
+        submissions::take_incoming(connection, &self.request.dataset)
+            .await
+            .map_err(|error| refused_by_postgres(error, 0))
     }
 
     /// Writes the submission row, unless its key is taken.
@@ -319,7 +323,8 @@ enum Recorded {
 }
 
 /// Turns data that PostgreSQL itself refuses (what our own checks let pass) into a fault of the caller's row.
-fn refused_by_postgres(error: Error) -> Error {
+/// `before` rows of the body had been copied by earlier statements.
+fn refused_by_postgres(error: Error, before: u64) -> Error {
     let Error::Database(sqlx::Error::Database(refusal)) = &error else {
         return error;
     };
@@ -332,8 +337,8 @@ fn refused_by_postgres(error: Error) -> Error {
     let context = refusal.and_then(|refusal| refusal.r#where()).unwrap_or_default();
     // "COPY table, line 7, column name"; the header of the format counts as no line.
     let row = context.split(", ").find_map(|part| part.strip_prefix("line "));
-    let row =
-        row.map_or_else(|| "a row".to_owned(), |row| format!("row {}", row.split(':').next().unwrap_or_default()));
+    let row = row.and_then(|row| row.split(':').next()).and_then(|row| row.parse::<u64>().ok());
+    let row = row.map_or_else(|| "a row".to_owned(), |row| format!("row {}", before + row));
     let reason = format!("{row} cannot be stored by PostgreSQL (SQLSTATE {code})");
     Error::Faults(vec![Fault { line: None, column: None, field: None, reason }])
 }
