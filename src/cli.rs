@@ -167,7 +167,7 @@ fn service_config(common: &Common, listen: &Listen) -> Result<Config> {
 }
 
 fn new_token(name: &str, scopes: &[Scope]) -> Result<()> {
-    let token = secrets::generate("nvd_")?;
+    let token = secrets::generate(secrets::TOKEN_PREFIX)?;
     let hash = data_encoding::HEXLOWER.encode(&http::auth::hash(&token));
     let scopes: Vec<String> = scopes.iter().map(|scope| format!("\"{}\"", scope.as_str())).collect();
     let name = toml::Value::from(name);

@@ -7,6 +7,12 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
+/// What access tokens begin with, so that people and scanners recognise them.
+pub const TOKEN_PREFIX: &str = "nvd_";
+
+/// The file, among the generated secrets, of the token that a service on a loopback address makes for itself.
+pub const GENERATED_TOKEN: &str = "bearer_token";
+
 /// A new secret: `prefix` and 32 random bytes in base64url.
 ///
 /// # Errors

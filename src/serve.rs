@@ -14,7 +14,8 @@ use crate::app::App;
 use crate::config::{Config, Secret};
 use crate::db::embedded::{Cluster, Options};
 use crate::error::{Error, Result};
-use crate::{http, telemetry};
+use crate::secrets::{GENERATED_TOKEN, TOKEN_PREFIX};
+use crate::{http, secrets, telemetry};
 
 /// How often certificate files are looked at for a change.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
@@ -179,8 +180,8 @@ fn ensure_token(config: &mut Config, address: SocketAddr) -> Result<()> {
              [[auth.tokens]] (see `nvd-support-car token new`), or listen on 127.0.0.1"
         )));
     }
-    let file = config.secrets_dir().join("bearer_token");
-    config.auth.bearer_token = Some(Secret::from(crate::secrets::keep(&file, "nvd_")?));
+    let file = config.secrets_dir().join(GENERATED_TOKEN);
+    config.auth.bearer_token = Some(Secret::from(secrets::keep(&file, TOKEN_PREFIX)?));
     tracing::info!(file = %file.display(), "no access token is configured; one with all scopes lies in this file");
     Ok(())
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::secrets::{GENERATED_TOKEN, TOKEN_PREFIX};
 use crate::serve::Service;
 
 /// Real outputs of GOTTCHA2 2.1.8.6, 2.1.10 and 2.4.3 and of megablast: (path and query, content).
@@ -39,18 +40,19 @@ struct Receipt {
 ///
 /// # Errors
 /// See [`Service::start`]; or when a sample is not taken in.
-pub async fn run(mut config: Config) -> Result<()> {
-    let file = config.secrets_dir().join("bearer_token");
-    let token = match &config.auth.bearer_token {
-        Some(token) => token.expose().to_owned(),
-        None => {
-            let token = crate::secrets::keep(&file, "nvd_")?;
-            config.auth.bearer_token = Some(token.clone().into());
-            token
-        }
-    };
+pub async fn run(config: Config) -> Result<()> {
+    let plain = config.auth.bearer_token.clone().or_else(|| config.auth.ingest_token.clone());
+    if plain.is_none() && config.has_tokens() {
+        return Err(Error::Environment("demo sends its samples with a plain token: set BEARER_TOKEN".into()));
+    }
+    let generated = config.secrets_dir().join(GENERATED_TOKEN);
     let data_dir = config.data_dir.display().to_string();
     let service = Service::start(config).await?;
+    let token = match plain {
+        Some(token) => token.expose().to_owned(),
+        // The service has just made it, or would have refused to start.
+        None => crate::secrets::keep(&generated, TOKEN_PREFIX)?,
+    };
     let receipts = send_samples(&service.url, &token).await?;
     println!("{}", report(&service.url, &token, &data_dir, &receipts));
     service.run().await

@@ -146,9 +146,11 @@ async fn demo_sends_the_samples_and_prints_a_line_that_works() {
 #[test]
 fn a_service_that_others_can_reach_needs_a_token() {
     let folder = folder();
-    let refused = output(binary(folder.path()).args(["serve", "--listen", "0.0.0.0:0"]));
-    assert!(!refused.status.success());
-    assert!(text(&refused.stderr).contains("refusing to serve"), "{}", text(&refused.stderr));
+    for command in ["serve", "demo"] {
+        let refused = output(binary(folder.path()).args([command, "--listen", "0.0.0.0:0"]));
+        assert!(!refused.status.success());
+        assert!(text(&refused.stderr).contains("refusing to serve"), "{}", text(&refused.stderr));
+    }
 }
 
 #[test]
