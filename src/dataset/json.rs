@@ -1,7 +1,10 @@
 //! One JSON object of a JSONL body into a row, driven by the dataset's columns.
 //!
 //! Keys come in the same order line after line, so the order of the line before is tried first and the search by
-//! name happens only on a miss. Text is borrowed from the line.
+//! name happens only on a miss. Text is borrowed from the line. [`flat`] reads the usual line; serde_json reads every
+//! other, and says what is wrong with it.
+
+mod flat;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -13,6 +16,7 @@ use serde_json::value::RawValue;
 use super::definition::Dataset;
 use super::kind::{self, Kind};
 use super::row::{Cell, Fault, Row, character};
+use flat::Expected;
 
 /// What is said of U+0000, which PostgreSQL cannot store.
 pub const NUL: &str = "contains the character U+0000, which cannot be stored";
@@ -20,7 +24,7 @@ pub const NUL: &str = "contains the character U+0000, which cannot be stored";
 /// Reads the lines of one body; remembers the order of keys.
 #[derive(Debug, Default)]
 pub struct Reader {
-    order: Vec<(Box<str>, Option<usize>)>,
+    order: Vec<Expected>,
 }
 
 impl Reader {
@@ -29,6 +33,15 @@ impl Reader {
     /// # Errors
     /// The first fault of the line.
     pub fn read<'a>(&mut self, dataset: &Dataset, line: &'a str, number: u64, row: &mut Row<'a>) -> Result<(), Fault> {
+        if flat::read(dataset, &self.order, line, row) {
+            return Ok(());
+        }
+        row.clear();
+        self.read_any(dataset, line, number, row)
+    }
+
+    /// Reads a line of any shape.
+    fn read_any<'a>(&mut self, dataset: &Dataset, line: &'a str, number: u64, row: &mut Row<'a>) -> Result<(), Fault> {
         let mut current = Current::Line;
         let record = Record { dataset, order: &mut self.order, row, current: &mut current };
         let mut deserializer = serde_json::Deserializer::from_str(line);
@@ -113,7 +126,7 @@ fn locate_by(line: &str, matches: impl Fn(&str) -> bool) -> Option<u64> {
 /// Fills a row from one object.
 struct Record<'r, 'a> {
     dataset: &'r Dataset,
-    order: &'r mut Vec<(Box<str>, Option<usize>)>,
+    order: &'r mut Vec<Expected>,
     row: &'r mut Row<'a>,
     current: &'r mut Current,
 }
@@ -199,14 +212,14 @@ enum Found<'a> {
 /// Finds the column of a key; `index` is the key's place in its object.
 struct Key<'r> {
     dataset: &'r Dataset,
-    order: &'r mut Vec<(Box<str>, Option<usize>)>,
+    order: &'r mut Vec<Expected>,
     index: usize,
 }
 
 impl Key<'_> {
     fn find<'a>(self, key: Cow<'a, str>) -> Found<'a> {
         let position = match self.order.get(self.index) {
-            Some((expected, position)) if **expected == *key => *position,
+            Some(expected) if *expected.key == *key => expected.position,
             _ => self.search(&key),
         };
         position.map_or(Found::Extra(key), Found::Column)
@@ -215,7 +228,7 @@ impl Key<'_> {
     /// Looks a key up by name, and expects it at this place of the next object.
     fn search(self, key: &str) -> Option<usize> {
         let position = self.dataset.position(key);
-        let learnt = (Box::from(key), position);
+        let learnt = Expected::new(key, position);
         if let Some(place) = self.order.get_mut(self.index) {
             *place = learnt;
         } else if self.order.len() <= self.dataset.columns.len() {

@@ -12,8 +12,8 @@ use crate::dataset::params::Params;
 use crate::dataset::{Cell, Dataset, Fault, Row, json, tsv};
 use crate::error::Error;
 
-/// COPY bytes that travel together.
-const BATCH: usize = 256 * 1024;
+/// COPY bytes that travel together: below what the allocator asks the kernel for anew each time.
+const BATCH: usize = 32 * 1024;
 
 /// Faults that are reported; reading stops at the last of them.
 pub const MAX_FAULTS: usize = 20;

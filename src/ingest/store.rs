@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 const HELD_BACK: usize = 4 * 1024 * 1024;
 
 /// Encoded batches between the decoding thread and COPY.
-const BATCHES_IN_FLIGHT: usize = 4;
+const BATCHES_IN_FLIGHT: usize = 32;
 
 /// Stores a body of which `ahead` has arrived and `parts` are to come.
 ///
