@@ -50,7 +50,8 @@ impl Turn {
     }
 }
 
-/// Reads a body that arrives in parts. Must be used on a blocking thread of a tokio runtime.
+/// Reads a body that arrives in parts. Must be used on a blocking thread of a tokio runtime. An [`io::Error`] of it
+/// carries an [`enum@Error`].
 pub struct BodyReader {
     /// What had arrived before decoding began.
     ahead: std::vec::IntoIter<Bytes>,
@@ -60,15 +61,13 @@ pub struct BodyReader {
     turn: Arc<Turn>,
     limit: u64,
     read: u64,
-    /// Why reading stopped, when it was not for the end of the body. io::Error cannot carry it unchanged.
-    pub fault: Option<Error>,
 }
 
 impl BodyReader {
     /// A reader of `ahead` and then of `parts`, refusing more than `limit` bytes.
     #[must_use]
     pub fn new(ahead: Vec<Bytes>, parts: Option<mpsc::Receiver<Part>>, turn: Arc<Turn>, limit: u64) -> Self {
-        Self { ahead: ahead.into_iter(), parts, current: Bytes::new(), turn, limit, read: 0, fault: None }
+        Self { ahead: ahead.into_iter(), parts, current: Bytes::new(), turn, limit, read: 0 }
     }
 
     /// The next part, or `None` at the end of the body.
@@ -101,11 +100,6 @@ impl BodyReader {
             None => Err(Error::Disconnected),
         }
     }
-
-    fn fail(&mut self, error: Error) -> io::Error {
-        self.fault = Some(error);
-        io::Error::other("the body ended early")
-    }
 }
 
 impl Read for BodyReader {
@@ -116,12 +110,13 @@ impl Read for BodyReader {
                     self.read += part.len() as u64;
                     if self.read > self.limit {
                         let limit = bytesize::ByteSize(self.limit).to_string();
-                        return Err(self.fail(Error::TooLarge { what: "body", limit, key: "ingest.max_body" }));
+                        let error = Error::TooLarge { what: "body", limit, key: "ingest.max_body" };
+                        return Err(io::Error::other(error));
                     }
                     self.current = part;
                 }
                 Ok(None) => return Ok(0),
-                Err(error) => return Err(self.fail(error)),
+                Err(error) => return Err(io::Error::other(error)),
             }
         }
         let count = buffer.len().min(self.current.len());

@@ -7,7 +7,6 @@ use std::io::{self, BufReader, Read};
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
-use super::body::BodyReader;
 use crate::error::Error;
 
 /// Decompressed bytes that are looked at together; longer lines make the block grow up to the line limit.
@@ -26,8 +25,8 @@ pub struct Limits {
 }
 
 /// Hands out the text of a body in blocks of whole lines.
-pub struct Decoder {
-    source: Source,
+pub struct Decoder<R: Read> {
+    source: Source<R>,
     digest: Sha256,
     limits: Limits,
     /// Decompressed bytes so far.
@@ -40,12 +39,12 @@ pub struct Decoder {
     lines_before: u64,
 }
 
-impl Decoder {
+impl<R: Read> Decoder<R> {
     /// A decoder of a body that begins with `magic` (its first four bytes, or fewer if it has no more).
     ///
     /// # Errors
     /// When the decompressor cannot be set up.
-    pub fn new(magic: &[u8], body: BodyReader, limits: Limits) -> Result<Self, Error> {
+    pub fn new(magic: &[u8], body: R, limits: Limits) -> Result<Self, Error> {
         Ok(Self {
             source: Source::open(magic, body)?,
             digest: Sha256::new(),
@@ -130,14 +129,14 @@ impl Limits {
     }
 }
 
-enum Source {
-    Gzip(Box<MultiGzDecoder<BufReader<BodyReader>>>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<BodyReader>>>),
-    Plain(BodyReader),
+enum Source<R: Read> {
+    Gzip(Box<MultiGzDecoder<BufReader<R>>>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<R>>>),
+    Plain(R),
 }
 
-impl Source {
-    fn open(magic: &[u8], body: BodyReader) -> Result<Self, Error> {
+impl<R: Read> Source<R> {
+    fn open(magic: &[u8], body: R) -> Result<Self, Error> {
         let buffered = |body| BufReader::with_capacity(64 * 1024, body);
         if magic.starts_with(&[0x1F, 0x8B]) {
             return Ok(Self::Gzip(Box::new(MultiGzDecoder::new(buffered(body)))));
@@ -152,30 +151,26 @@ impl Source {
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
-        let read = match self {
-            Self::Gzip(decoder) => decoder.read(buffer),
-            Self::Zstd(decoder) => decoder.read(buffer),
-            Self::Plain(body) => body.read(buffer),
+        let (read, name) = match self {
+            Self::Gzip(decoder) => (decoder.read(buffer), "gzip"),
+            Self::Zstd(decoder) => (decoder.read(buffer), "zstd"),
+            Self::Plain(body) => (body.read(buffer), "plain"),
         };
-        read.map_err(|error| self.explain(&error))
+        read.map_err(|error| explain(error, name))
     }
+}
 
-    /// The body's own fault where there is one, else what the decompressor complains of.
-    fn explain(&mut self, error: &io::Error) -> Error {
-        let (body, name) = match self {
-            Self::Gzip(decoder) => (decoder.get_mut().get_mut(), "gzip"),
-            Self::Zstd(decoder) => (decoder.get_mut().get_mut(), "zstd"),
-            Self::Plain(body) => (body, "plain"),
-        };
-        if let Some(fault) = body.fault.take() {
-            return fault;
-        }
-        if error.kind() == io::ErrorKind::UnexpectedEof {
-            return Error::Body(format!("the {name} data are truncated: the file is incomplete, send all of it"));
-        }
-        let garbage = "damaged, or something else follows them";
-        Error::Body(format!("the {name} data are {garbage} ({error})"))
+/// The body's own fault where there is one, else what the decompressor complains of.
+fn explain(error: io::Error, name: &str) -> Error {
+    let error = match error.downcast::<Error>() {
+        Ok(fault) => return fault,
+        Err(error) => error,
+    };
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        return Error::Body(format!("the {name} data are truncated: the file is incomplete, send all of it"));
     }
+    let garbage = "damaged, or something else follows them";
+    Error::Body(format!("the {name} data are {garbage} ({error})"))
 }
 
 fn not_utf8(lines: &[u8], first_line: u64) -> Error {

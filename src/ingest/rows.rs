@@ -1,10 +1,10 @@
 //! The lines of a body into COPY batches: the work of one blocking thread, beside the COPY itself.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::body::BodyReader;
 use super::copy;
 use super::decode::{Decoder, Limits};
 use super::format::Format;
@@ -61,11 +61,12 @@ pub struct Summary {
     pub run_id: Option<String>,
 }
 
-/// Decodes, parses and checks a whole body, and hands COPY bytes to `send` until it answers false.
+/// Decodes, parses and checks a whole body, and hands COPY bytes to `send` until it answers false. Its first four bytes
+/// are `magic`, or fewer if it has no more.
 ///
 /// # Errors
 /// The first fault of the body, or up to [`MAX_FAULTS`] faults of its rows.
-pub fn decode(job: &Job, magic: &[u8], body: BodyReader, send: impl FnMut(Batch) -> bool) -> Result<Summary, Error> {
+pub fn decode(job: &Job, magic: &[u8], body: impl Read, send: impl FnMut(Batch) -> bool) -> Result<Summary, Error> {
     let mut decoder = Decoder::new(magic, body, job.limits)?;
     let mut rows = Rows::new(job, send);
     while let Some((first_line, text)) = decoder.next_block()? {
