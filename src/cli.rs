@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and what each command does.
 
 mod demo;
+mod send;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -47,6 +48,8 @@ enum Command {
     Serve(Listen),
     /// Run the service and send it real sample results.
     Demo(Listen),
+    /// Send result files to a running service, each until it is stored.
+    Send(Box<send::Send>),
     /// Make access tokens.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -104,7 +107,7 @@ struct Healthcheck {
     url: Option<String>,
 }
 
-/// Runs a command and tells how it ended: 0 well, 1 failed, 2 wrong usage.
+/// Runs a command and tells how it ended: 0 well, 1 failed, 2 wrong usage; `send` has codes of its own.
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     tls::use_ring();
@@ -115,7 +118,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let done = runtime.block_on(execute(cli));
     // Decoding threads of bodies that were cut off must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    done.map_or_else(|error| failed(&error), |()| ExitCode::SUCCESS)
+    done.unwrap_or_else(|error| failed(&error))
 }
 
 fn failed(error: &Error) -> ExitCode {
@@ -124,11 +127,12 @@ fn failed(error: &Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn execute(cli: Cli) -> Result<()> {
+async fn execute(cli: Cli) -> Result<ExitCode> {
     let Cli { common, command } = cli;
-    match command.unwrap_or_else(|| Command::Serve(Listen::default())) {
+    let done = match command.unwrap_or_else(|| Command::Serve(Listen::default())) {
         Command::Serve(listen) => Service::start(service_config(&common, &listen)?).await?.run().await,
         Command::Demo(listen) => demo::run(service_config(&common, &listen)?).await,
+        Command::Send(options) => return Ok(send::run(load(&common, &[]), *options).await.into()),
         Command::Token(TokenCommand::New { name, scope }) => new_token(&name, &scope),
         Command::Datasets(command) => datasets(load(&common, &[])?, &command).await,
         Command::Config(ConfigCommand::Check) => {
@@ -137,7 +141,8 @@ async fn execute(cli: Cli) -> Result<()> {
         }
         Command::Openapi => openapi(&load(&common, &[])?),
         Command::Healthcheck(healthcheck) => check_health(&load(&common, &[])?, healthcheck.url).await,
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn load(common: &Common, flags: &[(String, String)]) -> Result<Config> {

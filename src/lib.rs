@@ -15,6 +15,7 @@ pub mod db;
 // The handle, and the work that is done with it.
 pub mod app;
 pub mod ingest;
+pub mod send;
 
 // Entry.
 pub mod cli;

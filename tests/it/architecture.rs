@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module, and the modules that it may name. What is not listed is ground that everybody may use.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("main", &["cli"]),
-    ("cli", &["serve", "http", "app", "db", "dataset"]),
+    ("cli", &["serve", "http", "send", "app", "db", "dataset"]),
     ("serve", &["http", "app", "db"]),
     ("http", &["ingest", "app", "db", "dataset"]),
+    ("send", &["ingest", "dataset"]),
     ("ingest", &["app", "db", "dataset"]),
     ("app", &["db", "dataset"]),
     ("db", &["dataset"]),

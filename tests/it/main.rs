@@ -11,5 +11,7 @@ mod ephemeral;
 mod ingest;
 mod openapi;
 mod process;
+mod proxy;
+mod send;
 mod submissions;
 mod system;

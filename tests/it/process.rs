@@ -80,7 +80,7 @@ fn output(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().expect("run")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
