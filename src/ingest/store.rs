@@ -47,7 +47,11 @@ pub async fn store(
     let existing = match (existing, known) {
         (None, None) if complete => {
             let key = content_key(&fingerprint(&request, &content.summary().await?));
-            submissions::by_key(&app.pool, &request.dataset.name, &key).await?
+            // Whoever has a connection may be waiting for a place, so nobody waits the other way round.
+            content.turn.leave();
+            let existing = submissions::by_key(&app.pool, &request.dataset.name, &key).await?;
+            content.turn.enter().await;
+            existing
         }
         (existing, _) => existing,
     };
@@ -218,9 +222,8 @@ impl Attempt<'_> {
             return Ok(transaction);
         }
         turn.leave();
-        let transaction = self.app.pool.begin().await?;
-        turn.enter().await;
-        Ok(transaction)
+        // It goes on without a place: connections are few enough, and must not lie idle behind uploads without one.
+        Ok(self.app.pool.begin().await?)
     }
 
     /// The table that COPY fills: rows with a unique key are first laid beside it.

@@ -366,3 +366,17 @@ async fn sixteen_clients_with_the_same_file_store_it_once() {
     }
     assert_eq!(app.count("gottcha2_full").await, 40_010);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_files_without_keys_does_not_wait_for_itself() {
+    const FILES: usize = 150;
+    let app = TestApp::with(&[("ingest.concurrency", "1"), ("database.acquire_timeout", "10s")]).await;
+    let sending = (0..2 * FILES).map(|index| {
+        let row = RECORD.replace("S1", &format!("S{}", index / 2));
+        app.post("/ingest-gottcha2", format!("{row}\n").repeat(20)).send()
+    });
+    for answer in futures_util::future::join_all(sending).await {
+        assert_eq!(answer.expect("answer").status(), 200);
+    }
+    assert_eq!(app.count("gottcha2_full").await, 20 * FILES as i64);
+}
