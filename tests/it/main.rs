@@ -8,6 +8,7 @@ mod crash;
 mod datasets;
 mod embedded;
 mod ephemeral;
+mod examples;
 mod ingest;
 mod openapi;
 mod process;

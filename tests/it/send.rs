@@ -382,7 +382,7 @@ async fn four_processes_over_a_failing_network_store_each_of_sixty_files_exactly
     let sender = sender_files.with("NVD_SUPPORT_URL", &proxy.url).with("NVD_BEARER_TOKEN", TOKEN);
     // Each file is sent by two of the four.
     let runs = (0..4).map(|process| {
-        let mut command = sender.command(&["--concurrency", "15", "--max-time", "5m"]);
+        let mut command = sender.command(&["--concurrency", "15", "--max-time", "1m"]);
         command.args((0..FILES).filter(|file| file % 2 == process % 2).map(|file| format!("{file}.jsonl")));
         async move { ended(command.output().await.expect("run"), 0) }
     });

@@ -1,0 +1,200 @@
+//! The files below `examples/`, run as they are against a live service.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use crate::app::{TOKEN, TestApp, data};
+use crate::process::text;
+use crate::proxy::{Fault, Proxy};
+
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
+}
+
+/// A folder with one report, as a job has it.
+fn scratch() -> TempDir {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("S1.full.tsv"), data("gottcha2/v2.4.3.SRR12689945.full.tsv")).expect("write");
+    folder
+}
+
+/// A program of an example in that folder, with nothing in its environment but what the test gives it.
+fn program(name: &str, folder: &TempDir) -> Command {
+    let mut command = Command::new(name);
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").expect("PATH"));
+    command.env_clear().env("PATH", path).env("HOME", folder.path()).current_dir(folder.path()).stdin(Stdio::null());
+    command
+}
+
+/// The clients, each as the command that runs it.
+fn client(name: &str, folder: &TempDir, url: &str, token: &str) -> Command {
+    let runner = match name.rsplit('.').next() {
+        Some("sh") => "bash",
+        Some("py") => "python3",
+        _ => "node",
+    };
+    let mut command = program(runner, folder);
+    command.arg(example("clients").join(name)).env("NVD_SUPPORT_URL", url).env("NVD_BEARER_TOKEN", token);
+    command
+}
+
+const CLIENTS: [&str; 3] = ["curl.sh", "nvd_send.py", "nvd_send.mjs"];
+
+/// The columns, as each client takes them.
+fn columns(name: &str, run: &str) -> Vec<String> {
+    let pairs = ["sample_id=S1".to_owned(), format!("run_id={run}")];
+    if name == "curl.sh" { vec![pairs.join("&")] } else { pairs.to_vec() }
+}
+
+async fn ends(command: &mut Command, code: i32) -> Output {
+    let output = command.output().await.unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{command:?}: {said}");
+    output
+}
+
+#[tokio::test]
+async fn each_client_stores_a_file_once_though_its_answer_is_lost() {
+    let app = TestApp::start().await;
+    for (index, name) in CLIENTS.into_iter().enumerate() {
+        let folder = scratch();
+        let mut faults = [Fault::Swallow, Fault::Unavailable].into_iter();
+        let proxy = Proxy::start(app.address, move || faults.next().unwrap_or(Fault::Pass)).await;
+        let mut command = client(name, &folder, &proxy.url, TOKEN);
+        let output = ends(command.args(["S1.full.tsv", "gottcha2"]).args(columns(name, name)), 0).await;
+        let receipt: serde_json::Value = serde_json::from_slice(&output.stdout).expect("receipt");
+        assert_eq!((&receipt["rows"], &receipt["replayed"]), (&8.into(), &true.into()), "{name}");
+        let filter = format!("gottcha2_full WHERE run_id = '{name}' AND sample_id = 'S1'");
+        assert_eq!(app.count(&filter).await, 8, "{name}");
+        assert_eq!(app.count("submissions").await, index as i64 + 1);
+    }
+}
+
+#[tokio::test]
+async fn each_client_tells_bad_data_from_a_refused_token() {
+    let app = TestApp::start().await;
+    for name in CLIENTS {
+        let folder = scratch();
+        ends(client(name, &folder, &app.url, "wrong").args(["S1.full.tsv", "gottcha2"]).args(columns(name, "r")), 77)
+            .await;
+        let output = ends(client(name, &folder, &app.url, TOKEN).args(["S1.full.tsv", "gottcha2"]), 65).await;
+        assert!(text(&output.stderr).contains("sample_id"), "{name}");
+        ends(client(name, &folder, &app.url, TOKEN).args(["S1.full.tsv", "nothing"]), 78).await;
+    }
+    assert_eq!(app.total().await, 0);
+}
+
+/// The commands of a submit file, with its macros put in.
+fn submit_file(name: &str, macros: &[(&str, &str)]) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(example("htcondor").join(name)).expect(name);
+    let mut known: Vec<(String, String)> = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let Some((key, value)) = line.split_once('=') else { continue };
+        let (key, mut value) = (key.trim().to_owned(), value.trim().to_owned());
+        if let Some((_, given)) = macros.iter().find(|(name, _)| *name == key) {
+            value = (*given).to_owned();
+        }
+        for (name, replacement) in &known {
+            value = value.replace(&format!("$({name})"), replacement);
+        }
+        known.push((key, value));
+    }
+    known
+}
+
+fn value<'a>(commands: &'a [(String, String)], name: &str) -> &'a str {
+    let (_, value) = commands.iter().find(|(key, _)| key == name).expect(name);
+    value.trim_matches('"')
+}
+
+/// What HTCondor's plugin sends: PUT, the length, the credential, and no other header.
+async fn put(url: &str, token: &str, body: &[u8]) -> String {
+    let (address, path) = url.trim_start_matches("http://").split_once('/').expect("path");
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+    let head = format!(
+        "PUT /{path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.expect("head");
+    stream.write_all(body).await.expect("body");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answer");
+    answer
+}
+
+#[tokio::test]
+async fn the_url_that_htcondor_puts_to_stores_the_file_and_takes_repetitions() {
+    let app = TestApp::start().await;
+    let commands = submit_file("put.sub", &[("sample", "S1")]);
+    assert_eq!(value(&commands, "transfer_output_files"), "S1.full.tsv");
+    let (file, url) = value(&commands, "transfer_output_remaps").split_once(" = ").expect("remap");
+    assert_eq!(file, "S1.full.tsv");
+    let credential = format!("{}+https://nvd.example.org:8443", value(&commands, "use_oauth_services"));
+    let url = url.replacen(&credential, &app.url, 1);
+    let folder = scratch();
+    std::fs::write(folder.path().join("nvd.use"), TOKEN).expect("credential");
+    let token = std::fs::read_to_string(folder.path().join("nvd.use")).expect("credential");
+    let body = std::fs::read(folder.path().join(file)).expect("file");
+    for replayed in ["\"replayed\":false", "\"replayed\":true"] {
+        let answer = put(&url, &token, &body).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(replayed), "{answer}");
+    }
+    assert_eq!(app.count("gottcha2_full WHERE sample_id = 'S1' AND run_id IS NOT NULL").await, 8);
+    assert!(put(&url, &token, b"LEVEL\tNAME\n").await.starts_with("HTTP/1.1 4"));
+}
+
+#[tokio::test]
+async fn the_submit_file_with_send_runs_as_it_stands() {
+    let app = TestApp::start().await;
+    let folder = scratch();
+    let commands = submit_file("send.sub", &[("sample", "S1")]);
+    std::fs::create_dir(folder.path().join("creds")).expect("folder");
+    std::fs::write(folder.path().join("creds/nvd.use"), TOKEN).expect("credential");
+    std::fs::write(folder.path().join("job.ad"), "GlobalJobId = \"s#1.0#5\"\n").expect("ad");
+    let (name, address) = value(&commands, "environment").split_once('=').expect("environment");
+    assert!(address.starts_with("https://"));
+    for known in ["stored", "already there"] {
+        let mut job = program(env!("CARGO_BIN_EXE_nvd-support-car"), &folder);
+        job.args(value(&commands, "arguments").split(' ')).env(name, &app.url);
+        job.env("_CONDOR_JOB_AD", "job.ad").env("_CONDOR_CREDS", "creds");
+        let said = text(&ends(&mut job, 0).await.stdout);
+        assert!(said.contains(known) && said.contains("key s#1.0#5/S1.full.tsv"), "{said}");
+    }
+    assert_eq!(value(&commands, "retry_until"), "ExitCode =!= 75");
+    assert_eq!(app.count("gottcha2_full").await, 8);
+}
+
+#[tokio::test]
+async fn the_job_script_stores_a_sample_without_hits_and_the_post_script_one_with_hits() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let app = TestApp::start().await;
+    let folder = scratch();
+    // A tool that finds nothing writes nothing.
+    let tool = folder.path().join("gottcha2.py");
+    std::fs::write(&tool, "#!/bin/sh\n").expect("tool");
+    std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).expect("permissions");
+    symlink(example("clients/curl.sh"), folder.path().join("curl.sh")).expect("link");
+    std::fs::write(folder.path().join("nvd.use"), TOKEN).expect("credential");
+    let mut job = program("bash", &folder);
+    job.arg(example("htcondor/job.sh")).args(["W1", "r1"]);
+    ends(job.env("NVD_SUPPORT_URL", &app.url).env("_CONDOR_CREDS", folder.path()), 0).await;
+    assert_eq!(app.count("submissions WHERE sample_id = 'W1' AND rows = 0").await, 1);
+
+    symlink(env!("CARGO_BIN_EXE_nvd-support-car"), folder.path().join("nvd-support-car")).expect("link");
+    std::fs::create_dir(folder.path().join("results")).expect("folder");
+    std::fs::rename(folder.path().join("S1.full.tsv"), folder.path().join("results/S1.full.tsv")).expect("move");
+    let post = |returned: &str| {
+        let mut post = program("bash", &folder);
+        post.arg(example("htcondor/post.sh")).args([returned, "S1", "r1"]);
+        post.env("NVD_SUPPORT_URL", &app.url).env("NVD_BEARER_TOKEN", TOKEN);
+        post
+    };
+    ends(&mut post("3"), 3).await;
+    ends(&mut post("0"), 0).await;
+    assert_eq!(app.count("submissions WHERE key = 'r1/S1.full.tsv' AND rows = 8").await, 1);
+}
