@@ -25,15 +25,15 @@ use upload::Uploader;
 
 /// Checks all files, sends them to `uploader` if there is one, and answers with the worst that happened.
 pub async fn send(files: Vec<String>, rules: Rules, uploader: Option<&Uploader>, concurrency: usize) -> Exit {
-    let progress = Progress::new(files.len());
+    let progress = Arc::new(Progress::new(files.len()));
     let rules = Arc::new(rules);
     let work = stream::iter(files).map(|file| one(file, &rules, uploader, &progress));
     let exits = work.buffer_unordered(concurrency);
     exits.fold(Exit::Stored, |worst, exit| async move { worst.max(exit) }).await
 }
 
-async fn one(file: String, rules: &Arc<Rules>, uploader: Option<&Uploader>, progress: &Progress) -> Exit {
-    progress.working(file.clone());
+async fn one(file: String, rules: &Arc<Rules>, uploader: Option<&Uploader>, progress: &Arc<Progress>) -> Exit {
+    progress.checking(&file);
     let done = check_and_send(file, rules, uploader, progress).await;
     progress.file_done();
     match done {
@@ -52,7 +52,7 @@ async fn check_and_send(
     file: String,
     rules: &Arc<Rules>,
     uploader: Option<&Uploader>,
-    progress: &Progress,
+    progress: &Arc<Progress>,
 ) -> Result<String, Refusal> {
     let checking = tokio::task::spawn_blocking({
         let (rules, file) = (Arc::clone(rules), file.clone());

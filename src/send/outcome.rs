@@ -82,7 +82,9 @@ fn place(name: &str, fault: &Fault) -> String {
         text = format!("{text}:{number}");
     }
     let field = fault.field.as_ref().map(|field| format!("{field}: ")).unwrap_or_default();
-    format!("{text}: {field}{}", fault.reason)
+    // The rules speak of query parameters, which are options here.
+    let reason = fault.reason.replace("?sample_id=", "--sample-id").replace("?run_id=", "--run-id");
+    format!("{text}: {field}{reason}")
 }
 
 /// What the service says of a stored file.

@@ -22,9 +22,14 @@ impl Progress {
         Self { bar }
     }
 
-    /// Names what is worked on.
-    pub fn working(&self, what: String) {
-        self.bar.set_message(what);
+    /// Names the file that is checked.
+    pub fn checking(&self, name: &str) {
+        self.bar.set_message(format!("checking {name}"));
+    }
+
+    /// Says how much of a file has been sent.
+    pub fn sent(&self, name: &str, bytes: u64) {
+        self.bar.set_message(format!("sending {name}, {}", bytesize::ByteSize(bytes)));
     }
 
     /// One file is done.

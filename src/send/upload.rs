@@ -16,7 +16,6 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::access::Access;
 use super::check::Checked;
-use super::content::Content;
 use super::outcome::{Exit, Receipt, Refusal};
 use super::progress::Progress;
 use crate::dataset::Fault;
@@ -27,6 +26,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 
 /// A try in which nothing moves for so long is given up. An upload may wait for its turn; a repetition is harmless.
 const SILENCE: Duration = Duration::from_mins(5);
+
+/// The longest time to go on, as good as for ever. A clock cannot hold every duration that can be written down.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
 
 /// Tries of a file that has passed the check, but is damaged when it arrives.
 const DAMAGED_TRIES: u32 = 8;
@@ -82,14 +84,14 @@ impl Uploader {
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|error| Error::Environment(format!("HTTP cannot be set up: {error}")))?;
-        Ok(Self { client, access, columns, deadline: Instant::now() + max_time })
+        Ok(Self { client, access, columns, deadline: Instant::now() + max_time.min(LONGEST) })
     }
 
     /// Sends one file. It is stored once, however many tries it takes.
     ///
     /// # Errors
     /// Why it is not stored, or not known to be.
-    pub async fn send(&self, checked: &Arc<Checked>, progress: &Progress) -> Result<Receipt, Refusal> {
+    pub async fn send(&self, checked: &Arc<Checked>, progress: &Arc<Progress>) -> Result<Receipt, Refusal> {
         let name = &checked.content.name;
         let (first, longest) = PAUSES;
         let pauses = ExponentialBuilder::new()
@@ -99,7 +101,7 @@ impl Uploader {
             .with_jitter()
             .without_max_times();
         let mut damaged = 0;
-        let outcome = (|| self.attempt(checked))
+        let outcome = (|| self.attempt(checked, progress))
             .retry(pauses)
             .sleep(tokio::time::sleep)
             .when(|failure| match failure {
@@ -134,10 +136,10 @@ impl Uploader {
         (Instant::now() + pause < self.deadline).then_some(pause)
     }
 
-    async fn attempt(&self, checked: &Arc<Checked>) -> Result<Receipt, Failure> {
+    async fn attempt(&self, checked: &Arc<Checked>, progress: &Arc<Progress>) -> Result<Receipt, Failure> {
         let token = self.access.token().map_err(Failure::Final)?;
         let moved = Arc::new(AtomicU64::new(0));
-        let (body, feeding) = feed(Arc::clone(checked), Arc::clone(&moved));
+        let (body, feeding) = feed(Arc::clone(checked), Arc::clone(&moved), Arc::clone(progress));
         let url = address(&self.access.url, checked, &self.columns);
         let request = if checked.key.is_some() { self.client.put(url) } else { self.client.post(url) };
         let exchange = async {
@@ -275,13 +277,14 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// Seconds, or a date.
+/// Seconds, or a date; at most a day, whatever is asked for.
 fn retry_after(value: &str) -> Option<Duration> {
+    const DAY: Duration = Duration::from_hours(24);
     if let Ok(seconds) = value.trim().parse() {
-        return Some(Duration::from_secs(seconds));
+        return Some(Duration::from_secs(seconds).min(DAY));
     }
     let date = chrono::DateTime::parse_from_rfc2822(value.trim()).ok()?;
-    Some((date.to_utc() - chrono::Utc::now()).to_std().unwrap_or_default())
+    Some((date.to_utc() - chrono::Utc::now()).to_std().unwrap_or_default().min(DAY))
 }
 
 /// An error with its causes, of which reqwest's own words are the least. It names no more of the URL than its host.
@@ -303,10 +306,11 @@ fn human(duration: Duration) -> String {
 }
 
 /// Reads the file on a thread of its own, as fast as the connection takes it.
-fn feed(checked: Arc<Checked>, moved: Arc<AtomicU64>) -> (Body, JoinHandle<io::Result<()>>) {
+fn feed(checked: Arc<Checked>, moved: Arc<AtomicU64>, progress: Arc<Progress>) -> (Body, JoinHandle<io::Result<()>>) {
     let (sender, receiver) = mpsc::channel(PARTS_IN_FLIGHT);
     let feeding = tokio::task::spawn_blocking(move || {
-        let written = write(&checked.content, &sender, &moved);
+        let parts = Parts { name: &checked.content.name, sender: &sender, moved: &moved, progress: &progress };
+        let written = checked.content.write_body(parts);
         if sender.is_closed() {
             // The request ended before the body: its answer says why.
             return Ok(());
@@ -320,27 +324,39 @@ fn feed(checked: Arc<Checked>, moved: Arc<AtomicU64>) -> (Body, JoinHandle<io::R
     (Body::wrap_stream(ReceiverStream::new(receiver)), feeding)
 }
 
-type Part = io::Result<Bytes>;
-
-fn write(content: &Content, sender: &mpsc::Sender<Part>, moved: &AtomicU64) -> io::Result<()> {
-    content.write_body(Parts { sender, moved })
-}
-
 /// Hands over what is written to it.
 struct Parts<'a> {
-    sender: &'a mpsc::Sender<Part>,
+    name: &'a str,
+    sender: &'a mpsc::Sender<io::Result<Bytes>>,
     moved: &'a AtomicU64,
+    progress: &'a Progress,
 }
 
 impl Write for Parts<'_> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let sent = self.sender.blocking_send(Ok(Bytes::copy_from_slice(buffer)));
         sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        self.moved.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        let before = self.moved.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.progress.sent(self.name, before + buffer.len() as u64);
         Ok(buffer.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_may_name_seconds_or_a_date_but_nothing_absurd() {
+        assert_eq!(retry_after(" 5 "), Some(Duration::from_secs(5)));
+        assert_eq!(retry_after("18446744073709551615"), Some(Duration::from_hours(24)));
+        assert_eq!(retry_after("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let soon = retry_after(&(chrono::Utc::now() + chrono::TimeDelta::minutes(2)).to_rfc2822()).expect("date");
+        assert!(soon > Duration::from_secs(60) && soon <= Duration::from_secs(120), "{soon:?}");
+        assert_eq!(retry_after("soon"), None);
     }
 }

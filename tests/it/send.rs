@@ -181,6 +181,9 @@ async fn bad_rows_are_told_by_place_and_never_sent() {
     let column = bad.find("-1").expect("place") + 1;
     assert!(err.contains(&format!("rows.jsonl:2:{column}: read_count: must be at least 0")), "{err}");
     assert!(err.contains("rows.jsonl:3:"), "{err}");
+    sender.write("nobody.tsv", data("gottcha2/v2.4.3.SRR12689945.tsv"));
+    let (_, err) = sender.run(65, &["nobody.tsv"]).await;
+    assert!(err.contains("nobody.tsv:1: sample_id: is required") && err.contains("once as --sample-id"), "{err}");
     sender.write("cut.tsv.gz", &gzip(good)[..30]);
     let (_, err) = sender.run(65, &["cut.tsv.gz", "--dataset", "gottcha2"]).await;
     assert!(err.contains("cut.tsv.gz: the gzip data are truncated"), "{err}");
