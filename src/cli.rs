@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and what each command does.
 
 mod demo;
+mod export;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::App;
-use crate::config::{Config, Scope};
+use crate::config::{Config, LogConfig, Scope};
 use crate::dataset::Datasets;
 use crate::error::{Error, Result};
 use crate::serve::{Database, Service};
@@ -47,6 +48,8 @@ enum Command {
     Serve(Listen),
     /// Run the service and send it real sample results.
     Demo(Listen),
+    /// Write a dataset to files, once.
+    Export(export::Export),
     /// Make access tokens.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -129,6 +132,11 @@ async fn execute(cli: Cli) -> Result<()> {
     match command.unwrap_or_else(|| Command::Serve(Listen::default())) {
         Command::Serve(listen) => Service::start(service_config(&common, &listen)?).await?.run().await,
         Command::Demo(listen) => demo::run(service_config(&common, &listen)?).await,
+        Command::Export(wish) => {
+            let config = load(&common, &[])?;
+            telemetry::init_logs(&LogConfig { level: "warn".into(), ..config.log.clone() })?;
+            print(&export::run(config, &wish).await?)
+        }
         Command::Token(TokenCommand::New { name, scope }) => new_token(&name, &scope),
         Command::Datasets(command) => datasets(load(&common, &[])?, &command).await,
         Command::Config(ConfigCommand::Check) => {
