@@ -197,7 +197,8 @@ fn files(contender: &Contender) -> Vec<PathBuf> {
 
 /// Compares what DuckDB reads in a file with what PostgreSQL has in the table.
 async fn verify(plan: &Plan, service: &Service, contender: &Contender) {
-    let (Some(python), [file]) = (&plan.python, files(contender).as_slice()) else { return };
+    let files = files(contender);
+    let (Some(python), [file]) = (&plan.python, files.as_slice()) else { return };
     let (rows, reads, depth, taxa): (i64, i64, f64, i64) = sqlx::query_as(
         "SELECT count(*), sum(read_count)::bigint, sum(depth), count(DISTINCT taxid) FROM gottcha2_full",
     )

@@ -19,7 +19,7 @@ use super::links::Proof;
 use super::problem::Problem;
 use super::{Http, auth, exports, links, zip};
 use crate::config::Scope;
-use crate::db::exports::{self as catalogue, Export, ExportFile};
+use crate::db::exports::{self as catalogue, ExportFile};
 use crate::error::{Error, Result};
 
 /// Which file is wanted, and what proves that it may be had.
@@ -33,6 +33,9 @@ pub struct DownloadQuery {
     expires: Option<i64>,
     /// What proves the link; part of `download_url`.
     signature: Option<String>,
+    /// Not looked at: programs that tell the kind of a file by the end of its address find it here.
+    #[serde(rename = "name")]
+    _name: Option<String>,
 }
 
 /// Downloads an export.
@@ -72,17 +75,13 @@ pub async fn download_export(
     let files = catalogue::files(&http.app.pool, &[id]).await?;
     let file = match (query.file, files.as_slice()) {
         (None, [only]) => only,
-        (None, _) => return Ok(zip::answer(&http, &method, &prefix, &archive_name(&export), files)),
+        (None, _) => return Ok(zip::answer(&http, &method, &prefix, &exports::archive_name(&export), files)),
         (Some(number), files) => files
             .iter()
             .find(|file| file.number == number)
             .ok_or_else(|| Error::NotFound { what: "file of this export", name: number.to_string() })?,
     };
     Ok(answer(&http, &method, &headers, &prefix, file).await?)
-}
-
-fn archive_name(export: &Export) -> String {
-    format!("{}_{}.zip", export.dataset, export.id)
 }
 
 async fn answer(

@@ -272,9 +272,10 @@ async fn bodies(http: &Http, headers: &HeaderMap, found: Vec<Export>) -> Result<
     let mut bodies = Vec::new();
     for export in found {
         let files: Vec<&ExportFile> = files.iter().filter(|file| file.export_id == export.id).collect();
-        let link = match export.completed_at {
-            Some(_) => Some(links::make(&http.app, &base, export.id).await?),
-            None => None,
+        let link = match (export.completed_at, files.as_slice()) {
+            (None, _) => None,
+            (_, [only]) => Some(links::make(&http.app, &base, export.id, &only.name).await?),
+            _ => Some(links::make(&http.app, &base, export.id, &archive_name(&export)).await?),
         };
         bodies.push(body(http, export, &files, link));
     }
@@ -318,7 +319,12 @@ fn body(http: &Http, export: Export, files: &[&ExportFile], download_url: Option
     }
 }
 
-/// How a job is to be found again.
+/// The name of an export of several files when it is downloaded as one.
+pub fn archive_name(export: &Export) -> String {
+    format!("{}_{}.zip", export.dataset, export.id)
+}
+
+/// The export that a job writes.
 pub async fn export_of(http: &Http, job: &jobs::Job) -> Result<Option<Uuid>> {
     Ok(exports::by_job(&http.app.pool, job.id).await?.map(|export| export.id))
 }

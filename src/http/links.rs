@@ -27,12 +27,13 @@ pub struct Proof {
     pub signature: Option<String>,
 }
 
-/// The link to an export's download, as people can open it.
-pub async fn make(app: &App, base: &str, export: Uuid) -> Result<String> {
+/// The link to an export's download, as people can open it. It ends in the name of the file: DuckDB and others tell the
+/// kind of a file by the end of its address.
+pub async fn make(app: &App, base: &str, export: Uuid, name: &str) -> Result<String> {
     let lifetime = i64::try_from(app.config.export.link_lifetime.as_secs()).unwrap_or(i64::MAX / 2);
     let expires = Utc::now().timestamp() + lifetime;
     let signature = data_encoding::HEXLOWER.encode(&mac(app, export, expires).await?.finalize().into_bytes());
-    Ok(format!("{base}/exports/{export}/download?expires={expires}&signature={signature}"))
+    Ok(format!("{base}/exports/{export}/download?expires={expires}&signature={signature}&name={name}"))
 }
 
 /// Checks a link; false when it is none, so that a token is needed.
