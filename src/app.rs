@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OnceCell, Semaphore};
 
 use crate::config::Config;
 use crate::dataset::Datasets;
 use crate::db;
 use crate::error::Result;
+use crate::storage::Storage;
 
 /// The parts of a running service.
 #[derive(Clone)]
@@ -22,6 +23,12 @@ pub struct App {
     pub datasets: Arc<Datasets>,
     /// Bounds on uploads.
     pub ingest: IngestBounds,
+    /// Where exports are written.
+    pub storage: Storage,
+    /// Wakes the workers of this process when it has made a job.
+    pub new_job: Arc<Notify>,
+    /// What signs download links, once it is known.
+    pub link_key: Arc<OnceCell<Vec<u8>>>,
     /// Whether the database is up to date.
     pub is_ready: Arc<AtomicBool>,
 }
@@ -39,7 +46,7 @@ impl App {
     /// The parts over a database. It neither connects nor migrates.
     ///
     /// # Errors
-    /// Mistakes in dataset definitions, a database URL that is none.
+    /// Mistakes in dataset definitions, a database URL that is none, a storage that cannot be opened.
     pub fn new(config: Config, database_url: &str) -> Result<Self> {
         let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(crate::Error::Definitions)?;
         let pool = db::pool(database_url, &config.database)?;
@@ -52,7 +59,17 @@ impl App {
             places: Arc::new(Semaphore::new(places)),
             queue: Arc::new(Semaphore::new(config.ingest.queue)),
         };
-        Ok(Self { pool, config: Arc::new(config), datasets: Arc::new(datasets), ingest, is_ready: Arc::default() })
+        let storage = Storage::open(&config.export_storage())?;
+        Ok(Self {
+            pool,
+            config: Arc::new(config),
+            datasets: Arc::new(datasets),
+            ingest,
+            storage,
+            new_job: Arc::default(),
+            link_key: Arc::default(),
+            is_ready: Arc::default(),
+        })
     }
 
     /// Brings the database up to date: the service's own tables, then those of the datasets.

@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and what each command does.
 
 mod demo;
+mod export;
 mod send;
 
 use std::io::Write;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::App;
-use crate::config::{Config, Scope};
+use crate::config::{Config, LogConfig, Scope};
 use crate::dataset::Datasets;
 use crate::error::{Error, Result};
 use crate::serve::{Database, Service};
@@ -50,6 +51,8 @@ enum Command {
     Demo(Listen),
     /// Send result files to a running service, each until it is stored.
     Send(Box<send::Send>),
+    /// Write a dataset to files, once.
+    Export(export::Export),
     /// Make access tokens.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -133,6 +136,11 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Serve(listen) => Service::start(service_config(&common, &listen)?).await?.run().await,
         Command::Demo(listen) => demo::run(service_config(&common, &listen)?).await,
         Command::Send(options) => return Ok(send::run(load(&common, &[]), *options).await.into()),
+        Command::Export(wish) => {
+            let config = load(&common, &[])?;
+            telemetry::init_logs(&LogConfig { level: "warn".into(), ..config.log.clone() })?;
+            print(&export::run(config, &wish).await?)
+        }
         Command::Token(TokenCommand::New { name, scope }) => new_token(&name, &scope),
         Command::Datasets(command) => datasets(load(&common, &[])?, &command).await,
         Command::Config(ConfigCommand::Check) => {

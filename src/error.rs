@@ -63,6 +63,15 @@ pub enum Error {
     /// PostgreSQL failed or is out of reach.
     #[error("the database did not answer as it should")]
     Database(#[from] sqlx::Error),
+    /// The storage of exports failed or is out of reach.
+    #[error("the storage of exports did not answer as it should")]
+    Storage(#[from] object_store::Error),
+    /// A job was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// What a link led to is not to be had by it: it was changed, or its time is over.
+    #[error("{0}")]
+    Link(&'static str),
     /// Mistakes in dataset definitions.
     #[error("dataset definitions cannot be used:\n{}", lines(.0))]
     Definitions(Vec<Mistake>),
@@ -101,7 +110,7 @@ impl Error {
         match self {
             Self::Busy { .. } => Class::Dependency,
             Self::Database(error) if is_outage(error) => Class::Dependency,
-            Self::Embedded(_) | Self::Environment(_) => Class::Dependency,
+            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) => Class::Dependency,
             Self::Database(_) | Self::Migration(_) | Self::Internal(_) => Class::Ours,
             _ => Class::Caller,
         }
@@ -113,8 +122,25 @@ impl Error {
         match self {
             Self::Busy { .. } | Self::RateLimited(_) | Self::Idle(_) | Self::Disconnected => true,
             Self::Database(error) => is_outage(error),
+            // What is wrong with the request, the credentials or the path stays wrong.
+            Self::Storage(error) => matches!(error, object_store::Error::Generic { .. }),
             _ => false,
         }
+    }
+
+    /// The error with its causes, for operators.
+    #[must_use]
+    pub fn report(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let more = error.to_string();
+            if !text.contains(&more) {
+                text = format!("{text}: {more}");
+            }
+            cause = error.source();
+        }
+        text
     }
 
     /// An error about one query parameter.
@@ -139,6 +165,9 @@ impl Error {
             Self::RateLimited(_) => "rate_limited",
             Self::Busy { .. } => "busy",
             Self::Database(_) => "database",
+            Self::Storage(_) => "storage",
+            Self::Cancelled => "cancelled",
+            Self::Link(_) => "link",
             Self::Definitions(_) => "definitions",
             Self::Config(_) => "config",
             Self::Embedded(_) => "embedded",

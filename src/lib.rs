@@ -11,15 +11,18 @@ pub mod tls;
 // Parts: what the data is, where it lives.
 pub mod dataset;
 pub mod db;
+pub mod storage;
 
 // The handle, and the work that is done with it.
 pub mod app;
+pub mod export;
 pub mod ingest;
 pub mod send;
 
 // Entry.
 pub mod cli;
 pub mod http;
+pub mod jobs;
 pub mod serve;
 
 pub use error::{Error, Result};

@@ -1,4 +1,4 @@
-//! Runs the service: the database it may need, HTTP or HTTPS, and an orderly end.
+//! Runs the service: the database it may need, HTTP or HTTPS, workers and clock, and an orderly end.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use crate::app::App;
 use crate::config::{Config, Secret};
 use crate::db::embedded::{Cluster, Options};
 use crate::error::{Error, Result};
+use crate::jobs::schedule::Clock;
+use crate::jobs::worker::Workers;
 use crate::secrets::{GENERATED_TOKEN, TOKEN_PREFIX};
 use crate::{http, secrets, telemetry};
 
@@ -64,6 +66,8 @@ pub struct Service {
     handle: Handle<SocketAddr>,
     serving: tokio::task::JoinHandle<std::io::Result<()>>,
     app: App,
+    workers: Workers,
+    clock: Clock,
     database: Database,
     deadline: Duration,
 }
@@ -74,7 +78,7 @@ impl Service {
     ///
     /// # Errors
     /// A configuration that must not be served, an address in use, an unusable certificate, a database that cannot be
-    /// brought up to date.
+    /// brought up to date, a storage of exports that cannot be used.
     pub async fn start(mut config: Config) -> Result<Self> {
         let address = resolve(&config)?;
         ensure_token(&mut config, address)?;
@@ -85,14 +89,17 @@ impl Service {
         let database = Database::open(&config).await?;
         let deadline = config.server.shutdown_deadline;
         let app = App::new(config, &database.url)?;
+        app.storage.check().await?;
         prepare(&app).await?;
+        let clock = Clock::start(&app).await?;
+        let workers = Workers::start(&app);
         let router = http::router(app.clone())?;
         let handle = Handle::new();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let serving = spawn_server(listener, tls, handle.clone(), router)?;
         let url = format!("{scheme}://{address}");
         tracing::info!(url, version = env!("CARGO_PKG_VERSION"), "serving");
-        Ok(Self { address, url, handle, serving, app, database, deadline })
+        Ok(Self { address, url, handle, serving, app, workers, clock, database, deadline })
     }
 
     /// Serves until SIGTERM or Ctrl-C, then [`Service::stop`]s.
@@ -117,6 +124,8 @@ impl Service {
     pub async fn stop(self) -> Result<()> {
         tracing::info!(deadline = ?self.deadline, "stopping: requests in flight may end");
         self.handle.graceful_shutdown(Some(self.deadline));
+        self.clock.stop().await;
+        self.workers.stop(self.deadline).await;
         if let Ok(Err(error)) = self.serving.await {
             tracing::warn!(%error, "the server ended with an error");
         }

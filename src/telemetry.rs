@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
@@ -26,6 +27,20 @@ pub const HTTP_REQUESTS: &str = "nvd_http_requests_total";
 pub const HTTP_SECONDS: &str = "nvd_http_request_duration_seconds";
 /// Connections of the pool, by state: `idle` or `used`.
 pub const POOL_CONNECTIONS: &str = "nvd_database_pool_connections";
+/// Attempts to export, by dataset and result: `completed`, `lost`, or the reason of the failure.
+pub const EXPORTS: &str = "nvd_exports_total";
+/// Rows of complete exports, by dataset.
+pub const EXPORT_ROWS: &str = "nvd_export_rows_total";
+/// Bytes of complete exports, by dataset.
+pub const EXPORT_BYTES: &str = "nvd_export_bytes_total";
+/// From the claim of an export to its end, by dataset.
+pub const EXPORT_SECONDS: &str = "nvd_export_duration_seconds";
+/// Age of the newest complete export, by dataset.
+pub const EXPORT_AGE: &str = "nvd_export_newest_age_seconds";
+/// When the next scheduled export is due, in seconds since 1970, by dataset.
+pub const EXPORT_NEXT: &str = "nvd_export_next_run_timestamp_seconds";
+/// Files of complete exports that are missing from the storage.
+pub const EXPORT_MISSING: &str = "nvd_export_missing_files";
 
 /// Upper bounds of the buckets of all durations, in seconds.
 const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
@@ -71,6 +86,13 @@ fn describe() {
     describe_counter!(INGEST_SUBMISSIONS, "Bodies by result: stored, replayed, or the reason of the refusal");
     describe_histogram!(INGEST_SECONDS, "From the first byte of a body to its answer");
     describe_gauge!(INGEST_QUEUE, "Uploads that wait or run");
+    describe_counter!(EXPORTS, "Attempts to export by result: completed, lost, or the reason of the failure");
+    describe_counter!(EXPORT_ROWS, "Rows of complete exports");
+    describe_counter!(EXPORT_BYTES, "Bytes of complete exports");
+    describe_histogram!(EXPORT_SECONDS, "From the claim of an export to its end");
+    describe_gauge!(EXPORT_AGE, "Age of the newest complete export");
+    describe_gauge!(EXPORT_NEXT, "When the next scheduled export is due");
+    describe_gauge!(EXPORT_MISSING, "Files of complete exports that are missing from the storage");
     describe_counter!(HTTP_REQUESTS, "Requests by method, route and status");
     describe_histogram!(HTTP_SECONDS, "From the head of a request to the head of its answer");
     describe_gauge!(POOL_CONNECTIONS, "Database connections by state");
@@ -91,4 +113,38 @@ pub fn ingested(dataset: &str, result: &Result<Receipt>, duration: Duration) {
         Err(error) => error.reason(),
     };
     metrics::counter!(INGEST_SUBMISSIONS, "dataset" => dataset, "result" => word).increment(1);
+}
+
+/// Counts one attempt to export; `None` is one that another worker had taken over.
+pub fn exported(dataset: &str, result: &Result<Option<(u64, u64)>, &Error>, duration: Duration) {
+    let dataset = dataset.to_owned();
+    metrics::histogram!(EXPORT_SECONDS, "dataset" => dataset.clone()).record(duration);
+    let word = match result {
+        Ok(Some((rows, bytes))) => {
+            metrics::counter!(EXPORT_ROWS, "dataset" => dataset.clone()).increment(*rows);
+            metrics::counter!(EXPORT_BYTES, "dataset" => dataset.clone()).increment(*bytes);
+            metrics::gauge!(EXPORT_AGE, "dataset" => dataset.clone()).set(0.0);
+            "completed"
+        }
+        Ok(None) => "lost",
+        Err(error) => error.reason(),
+    };
+    metrics::counter!(EXPORTS, "dataset" => dataset, "result" => word).increment(1);
+}
+
+/// Tells the age of the newest export of a dataset, in seconds.
+pub fn newest_export(dataset: &str, seconds: f64) {
+    metrics::gauge!(EXPORT_AGE, "dataset" => dataset.to_owned()).set(seconds);
+}
+
+/// Tells when the next export of a dataset is due.
+pub fn next_export(dataset: &str, at: Option<DateTime<Utc>>) {
+    #[expect(clippy::cast_precision_loss, reason = "microseconds are far below 2^53")]
+    let seconds = at.map_or(f64::NAN, |at| at.timestamp_micros() as f64 / 1e6);
+    metrics::gauge!(EXPORT_NEXT, "dataset" => dataset.to_owned()).set(seconds);
+}
+
+/// Tells how many files of exports are missing.
+pub fn missing_files(count: u32) {
+    metrics::gauge!(EXPORT_MISSING).set(count);
 }

@@ -5,7 +5,9 @@
 //! rows.
 
 mod baselines;
+#[path = "../common/records.rs"]
 mod records;
+#[path = "../common/service.rs"]
 mod service;
 
 use std::path::{Path, PathBuf};

@@ -1,10 +1,12 @@
 //! `demo`: the service on a database of its own, with real results sent to it over HTTP.
 
 use std::io::Write;
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde::Deserialize;
+use serde_json::json;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -36,6 +38,20 @@ struct Receipt {
     replayed: bool,
 }
 
+/// The part of a job that is looked at.
+#[derive(Deserialize)]
+struct Job {
+    job_id: String,
+    export_id: Option<String>,
+    status: String,
+}
+
+/// The part of an export that is printed.
+#[derive(Deserialize)]
+struct Exported {
+    download_url: String,
+}
+
 /// Starts the service, sends the samples, says what it did, and serves until Ctrl-C.
 ///
 /// # Errors
@@ -54,7 +70,8 @@ pub async fn run(config: Config) -> Result<()> {
         None => crate::secrets::keep(&generated, TOKEN_PREFIX)?,
     };
     let receipts = send_samples(&service.url, &token).await?;
-    println!("{}", report(&service.url, &token, &data_dir, &receipts));
+    let exports = [export(&service.url, &token, "gottcha2").await?, export(&service.url, &token, "stast").await?];
+    println!("{}", report(&service.url, &token, &data_dir, &receipts, &exports));
     service.run().await
 }
 
@@ -76,7 +93,31 @@ async fn send_samples(url: &str, token: &str) -> Result<Vec<Receipt>> {
     Ok(receipts)
 }
 
-fn report(url: &str, token: &str, data_dir: &str, receipts: &[Receipt]) -> String {
+/// Exports a dataset through the API, and waits until it is done.
+async fn export(url: &str, token: &str, table: &str) -> Result<Exported> {
+    let fault = |error: reqwest::Error| Error::Environment(format!("the service does not answer itself: {error}"));
+    let client = reqwest::Client::builder().no_proxy().tls_danger_accept_invalid_certs(true).build().map_err(fault)?;
+    let get = |path: String| client.get(format!("{url}{path}")).bearer_auth(token).send();
+    let request = client.post(format!("{url}/exports/trigger")).bearer_auth(token);
+    let job: Job = request.json(&json!({"table": table})).send().await.map_err(fault)?.json().await.map_err(fault)?;
+    loop {
+        let now: Job = get(format!("/jobs/{}", job.job_id)).await.map_err(fault)?.json().await.map_err(fault)?;
+        match (now.status.as_str(), now.export_id) {
+            ("completed", Some(id)) => {
+                return get(format!("/exports/{id}")).await.map_err(fault)?.json().await.map_err(fault);
+            }
+            ("pending" | "running", _) => tokio::time::sleep(Duration::from_millis(100)).await,
+            _ => {
+                return Err(Error::Environment(format!(
+                    "the export of {table} failed: GET /jobs/{} says why",
+                    job.job_id
+                )));
+            }
+        }
+    }
+}
+
+fn report(url: &str, token: &str, data_dir: &str, receipts: &[Receipt], exports: &[Exported; 2]) -> String {
     let mut lines = vec![String::new(), "NVD Support Car is up, with real results in it:".to_owned()];
     for name in ["gottcha2", "stast"] {
         let of_name: Vec<&Receipt> = receipts.iter().filter(|receipt| receipt.dataset == name).collect();
@@ -94,6 +135,10 @@ fn report(url: &str, token: &str, data_dir: &str, receipts: &[Receipt]) -> Strin
         String::new(),
         "Send a result of your own (this one is bundled; a second time it says \"replayed\": true):".to_owned(),
         format!("  printf 'LEVEL\\tNAME\\tTAXID\\tREAD_COUNT\\tTOTAL_BP_MAPPED\\nspecies\\tOrthoebolavirus zairense\\t3052462\\t513\\t69897\\n' | gzip | curl --fail-with-body -H 'Authorization: Bearer {token}' --data-binary @- '{url}/ingest-gottcha2?sample_id=my-sample'"),
+        String::new(),
+        "Both tables are exported as Parquet. Read them (the links work for an hour; GET /exports has new ones):".to_owned(),
+        format!("  duckdb -c \"SELECT level, count(*) FROM '{}' GROUP BY level\"", exports[0].download_url),
+        format!("  python3 -c \"import pandas; print(pandas.read_parquet('{}').describe())\"", exports[1].download_url),
         String::new(),
         "Ctrl-C stops the service and its database.".to_owned(),
     ]);

@@ -3,6 +3,7 @@
 //! Embedded `config/default.toml` < file of `--config` or `NVD_CONFIG` < flat names < `NVD__SECTION__KEY` < flags.
 //! All faults are reported at once, each with its key and source, and never with a secret.
 
+mod export;
 mod fault;
 mod layers;
 mod secret;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+pub use export::{Compression, ExportConfig, Format, ScheduleConfig};
 pub use fault::{ConfigError, Fault, Source};
 pub use layers::FLAT_NAMES;
 pub use secret::Secret;
@@ -37,6 +39,7 @@ pub struct Config {
     pub auth: AuthConfig,
     pub limits: LimitsConfig,
     pub ingest: IngestConfig,
+    pub export: ExportConfig,
     pub datasets: DatasetsConfig,
     pub log: LogConfig,
 }
@@ -56,6 +59,8 @@ pub struct ServerConfig {
     pub shutdown_deadline: Duration,
     #[serde(with = "values::blank")]
     pub redoc_bundle: Option<PathBuf>,
+    #[serde(with = "values::blank")]
+    pub public_url: Option<String>,
 }
 
 /// The PostgreSQL server.
@@ -89,6 +94,7 @@ pub struct AuthConfig {
     #[serde(with = "values::blank")]
     pub bearer_token: Option<Secret>,
     pub tokens: Vec<TokenConfig>,
+    pub public_exports: bool,
 }
 
 /// An access token of which only the hash is known.
@@ -230,6 +236,7 @@ impl Config {
         check(self.limits.burst >= 1, "limits.burst", "must be at least 1");
         check(self.ingest.queue >= 1, "ingest.queue", "must be at least 1");
         check(self.ingest.max_rows <= i32::MAX as u64, "ingest.max_rows", "must be at most 2147483647");
+        self.check_export(&mut check);
         let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
         let unique = names.len() == self.auth.tokens.len() && !names.contains("");
         check(unique, "auth.tokens", "every token needs a name of its own");
@@ -239,6 +246,20 @@ impl Config {
             check(!token.scopes.is_empty(), "auth.tokens", &format!("`{}` has no scopes", token.name));
         }
         mistakes
+    }
+
+    fn check_export(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
+        let export = &self.export;
+        check((1..=16).contains(&export.connections), "export.connections", "must be between 1 and 16");
+        check((1_000..=10_000_000).contains(&export.batch_size), "export.batch_size", "must be 1000 to 10000000");
+        check(export.batch_bytes.as_u64() >= bytesize::MIB, "export.batch_bytes", "must be at least 1MiB");
+        check(export.file_size.as_u64() >= bytesize::MIB, "export.file_size", "must be at least 1MiB");
+        check(export.lease >= Duration::from_secs(3), "export.lease", "must be at least 3s");
+        check(export.max_attempts >= 1, "export.max_attempts", "must be at least 1");
+        check(export.link_lifetime >= Duration::from_secs(60), "export.link_lifetime", "must be at least 1m");
+        if let Err(reason) = export.interval_cron() {
+            check(false, "export.export_interval_hours", &reason);
+        }
     }
 
     /// The effective tree as TOML, without secrets.
@@ -260,6 +281,13 @@ impl Config {
     pub fn listen(&self) -> String {
         let ServerConfig { host, port, .. } = &self.server;
         if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+
+    /// Where exports are written.
+    #[must_use]
+    pub fn export_storage(&self) -> String {
+        let local = || self.data_dir.join("exports").display().to_string();
+        self.export.storage.clone().unwrap_or_else(local)
     }
 
     /// Where generated secrets lie.

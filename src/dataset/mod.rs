@@ -3,6 +3,7 @@
 //! SQL ([`sql`]), row parsing ([`json`], [`tsv`], [`row`]) and OpenAPI ([`openapi`]) are functions of that
 //! declaration. This module is pure: no IO but the reading of an operator's definition files, no async.
 
+pub mod arrow;
 pub mod definition;
 pub mod json;
 pub mod kind;

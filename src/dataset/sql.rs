@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sha2::{Digest, Sha256};
 
 use super::definition::{Column, Dataset, Index, IndexMethod};
+use super::row::Cell;
 
 /// A column as it stands in the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,6 +176,19 @@ pub fn quoted(name: &str) -> String {
 /// Several identifiers, separated by commas.
 pub fn quoted_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().map(quoted).collect::<Vec<_>>().join(", ")
+}
+
+/// A value as PostgreSQL reads it literally.
+#[must_use]
+pub fn literal(cell: &Cell<'_>) -> String {
+    match cell {
+        Cell::Absent | Cell::Null => "NULL".to_owned(),
+        Cell::Text(text) | Cell::Json(text) => format!("'{}'", text.replace('\'', "''")),
+        Cell::Int(value) => value.to_string(),
+        Cell::Float(value) => format!("'{value:?}'::double precision"),
+        Cell::Bool(value) => value.to_string(),
+        Cell::Timestamp(micros) => format!("(timestamptz 'epoch' + {micros} * interval '1 microsecond')"),
+    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,16 @@
-//! Where rows live: the connection pool, migrations, dataset tables, submissions, and the embedded PostgreSQL.
+//! Where rows live: the connection pool, migrations, dataset tables, submissions, jobs, the catalogue of exports, and the
+//! embedded PostgreSQL.
 
 pub mod embedded;
+pub mod exports;
+pub mod jobs;
+pub mod keys;
+pub mod schedules;
 pub mod submissions;
 pub mod tables;
 
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use sqlx::postgres::PgCopyIn;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
@@ -58,4 +65,26 @@ pub async fn copy_in<'c>(
     columns: &[usize],
 ) -> Result<PgCopyIn<&'c mut PgConnection>> {
     Ok(connection.copy_in_raw(&sql::copy_in(dataset, table, columns)).await?)
+}
+
+/// Begins a COPY that the service has put together from checked identifiers and literals.
+///
+/// # Errors
+/// What PostgreSQL says.
+pub async fn copy_out<'c>(
+    connection: &'c mut PgConnection,
+    statement: String,
+) -> Result<BoxStream<'c, sqlx::Result<Bytes>>> {
+    Ok(connection.copy_out_raw(&statement).await?)
+}
+
+/// Pages of a table, as of now.
+///
+/// # Errors
+/// What PostgreSQL says.
+pub async fn pages(connection: &mut PgConnection, table: &str) -> Result<i64> {
+    let pages = sqlx::query_scalar(
+        "-- tables.pages\nSELECT pg_relation_size(quote_ident($1)::regclass) / current_setting('block_size')::bigint",
+    );
+    Ok(pages.bind(table).fetch_one(connection).await?)
 }

@@ -136,6 +136,15 @@ pub async fn list(pool: &PgPool, filter: &Filter) -> Result<Vec<Submission>> {
     .await?)
 }
 
+/// Whether a dataset has any.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn any(connection: &mut PgConnection, dataset: &str) -> Result<bool> {
+    let any = sqlx::query_scalar("-- submissions.any\nSELECT EXISTS (SELECT FROM submissions WHERE dataset = $1)");
+    Ok(any.bind(dataset).fetch_one(connection).await?)
+}
+
 /// Writes a submission; `None` when its key is taken. Waits for another transaction that is writing the same key.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
+use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::Response;
@@ -90,8 +91,14 @@ pub async fn require(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    let presented = request
-        .headers()
+    let client = authorize(&http, request.headers(), scope).await?;
+    request.extensions_mut().insert(client);
+    Ok(next.run(request).await)
+}
+
+/// Waits for the turn of a request whose token has the scope, and tells the token's name.
+pub async fn authorize(http: &Http, headers: &HeaderMap, scope: Scope) -> Result<Client> {
+    let presented = headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
@@ -99,11 +106,10 @@ pub async fn require(
         .map(|(_, token)| token.trim());
     let token = presented.and_then(|token| http.tokens.find(token)).ok_or(Error::Unauthorized)?;
     if !token.scopes.contains(&scope) {
-        return Err(Error::Forbidden(scope.as_str()).into());
+        return Err(Error::Forbidden(scope.as_str()));
     }
     token.wait_for_turn().await?;
-    request.extensions_mut().insert(Client(Arc::clone(&token.name)));
-    Ok(next.run(request).await)
+    Ok(Client(Arc::clone(&token.name)))
 }
 
 /// SHA-256 of a token: what the configuration holds in its place.

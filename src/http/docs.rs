@@ -25,13 +25,15 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
 #[openapi(
     info(
         title = "NVD Support Car API",
-        description = "Takes in metagenomic results from HTCondor workers, exactly once.",
+        description = "Takes in metagenomic results from HTCondor workers, exactly once, and exports them as Parquet.",
         license(name = "MIT", identifier = "MIT")
     ),
     components(schemas(ProblemBody)),
     tags(
         (name = "ingest", description = "Sending result files: one body is one submission, stored whole or not at all"),
         (name = "submissions", description = "What has been taken in"),
+        (name = "exports", description = "Tables as files: what was exported, asking for more, downloading"),
+        (name = "jobs", description = "Background work: how far it is, and stopping it"),
         (name = "datasets", description = "What can be sent"),
         (name = "system", description = "Health, metrics, version"),
     )
@@ -87,6 +89,15 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         problems.extend(BODY);
         complete_ingest(operation, path, method, datasets);
     }
+    if path == "/exports/{id}/download" {
+        // A signed link does instead of a token.
+        operation["security"] = json!([{"bearer": []}, {}]);
+    }
+    if path == "/exports/trigger" {
+        problems.push(("400", "The body is no JSON"));
+        problems.push(("415", "The body does not say that it is JSON"));
+        problems.push(("422", "A field is wrong, or unknown"));
+    }
     if path == "/readyz" {
         problems.push(("503", "The database is away or not up to date; `detail` says which"));
     }
@@ -103,8 +114,12 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
     for (status, description) in problems {
         let responses = &mut operation["responses"];
         if responses.get(status).is_none() {
-            responses[status] = json!({"description": description, "content": content});
+            responses[status] = json!({"description": description});
         }
+    }
+    let responses = operation["responses"].as_object_mut().into_iter().flatten();
+    for (_, response) in responses.filter(|(status, _)| status.starts_with(['4', '5'])) {
+        response["content"] = json!(content);
     }
 }
 

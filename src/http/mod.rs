@@ -3,12 +3,17 @@
 pub mod auth;
 mod datasets;
 mod docs;
+mod download;
 mod drain;
+mod exports;
 mod ingest;
+mod jobs;
+mod links;
 mod problem;
 mod submissions;
 mod system;
 mod trace;
+mod zip;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,9 +57,26 @@ fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
         .routes(routes!(ingest::put_submission));
     let read = OpenApiRouter::new()
         .routes(routes!(submissions::list_submissions))
-        .routes(routes!(submissions::get_submission));
-    let operate = OpenApiRouter::new().routes(routes!(submissions::delete_submission));
+        .routes(routes!(submissions::get_submission))
+        .routes(routes!(jobs::list_jobs))
+        .routes(routes!(jobs::get_job))
+        .routes(routes!(jobs::follow_job));
+    let operate = OpenApiRouter::new()
+        .routes(routes!(submissions::delete_submission))
+        .routes(routes!(exports::trigger_export))
+        .routes(routes!(exports::delete_export))
+        .routes(routes!(jobs::cancel_job));
     [(Scope::Ingest, ingest), (Scope::Read, read), (Scope::Operate, operate)]
+}
+
+/// Routes that need scope `read`, unless exports are public.
+fn catalogue() -> OpenApiRouter<Http> {
+    OpenApiRouter::new().routes(routes!(exports::list_exports)).routes(routes!(exports::get_export))
+}
+
+/// Routes whose handler lets signed links pass as well as tokens.
+fn linked() -> OpenApiRouter<Http> {
+    OpenApiRouter::new().routes(routes!(download::download_export))
 }
 
 /// Routes that anybody may ask.
@@ -76,12 +98,16 @@ pub fn router(app: App) -> Result<Router> {
     let pages = docs::pages(openapi(&app.datasets), app.config.server.redoc_bundle.clone());
     let http = Http { tokens: Arc::new(Tokens::new(&app.config)?), metrics: telemetry::metrics()?, app };
     let mut router: Router<Http> = open().into();
+    let ready = from_fn_with_state(http.clone(), require_ready);
+    let token = |scope| from_fn_with_state((http.clone(), scope), auth::require);
     for (scope, routes) in secured() {
-        let routes = routes
-            .route_layer(from_fn_with_state(http.clone(), require_ready))
-            .route_layer(from_fn_with_state((http.clone(), scope), auth::require));
-        router = router.merge(Router::from(routes));
+        router = router.merge(Router::from(routes.route_layer(ready.clone()).route_layer(token(scope))));
     }
+    let mut catalogue = catalogue().route_layer(ready.clone());
+    if !http.app.config.auth.public_exports {
+        catalogue = catalogue.route_layer(token(Scope::Read));
+    }
+    router = router.merge(Router::from(catalogue)).merge(Router::from(linked().route_layer(ready)));
     Ok(router
         .with_state(http)
         .merge(pages)
@@ -98,8 +124,8 @@ pub fn router(app: App) -> Result<Router> {
 /// The OpenAPI description of the whole service.
 #[must_use]
 pub fn openapi(datasets: &Datasets) -> Value {
-    let secured = secured().map(|(_, routes)| routes.into_openapi());
-    docs::complete(secured.into(), open().into_openapi(), datasets)
+    let secured = secured().map(|(_, routes)| routes).into_iter().chain([catalogue(), linked()]);
+    docs::complete(secured.map(OpenApiRouter::into_openapi).collect(), open().into_openapi(), datasets)
 }
 
 /// Refuses data requests until the database is up to date.

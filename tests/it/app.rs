@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,9 +12,11 @@ use flate2::write::GzEncoder;
 use nvd_support_car::app::App;
 use nvd_support_car::config::Config;
 use nvd_support_car::http;
+use nvd_support_car::jobs::worker::Workers;
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+use tempfile::TempDir;
 
 use crate::ephemeral::EphemeralCluster;
 
@@ -25,9 +28,13 @@ pub struct TestApp {
     pub url: String,
     pub address: SocketAddr,
     pub pool: PgPool,
+    pub app: App,
     client: Client,
     database: String,
     serving: tokio::task::JoinHandle<()>,
+    _workers: Workers,
+    /// Where exports are written, unless the test says otherwise.
+    exports: TempDir,
 }
 
 impl TestApp {
@@ -38,25 +45,73 @@ impl TestApp {
     /// A service with some configuration keys set.
     pub async fn with(settings: &[(&str, &str)]) -> Self {
         let (database, database_url) = create_database().await;
-        Self::over(database, database_url, settings).await
+        Self::over(database, database_url, None, settings).await
     }
 
-    async fn over(database: String, database_url: String, settings: &[(&str, &str)]) -> Self {
+    /// A service with a configuration file.
+    pub async fn with_file(file: &Path) -> Self {
+        let (database, database_url) = create_database().await;
+        Self::over(database, database_url, Some(file), &[]).await
+    }
+
+    async fn over(database: String, database_url: String, file: Option<&Path>, settings: &[(&str, &str)]) -> Self {
         let mut overrides: Vec<(String, String)> =
             settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         overrides.push(("auth.bearer_token".into(), TOKEN.into()));
         overrides.push(("database.max_connections".into(), "8".into()));
-        let config = Config::load(None, [], &overrides).expect("configuration");
+        let exports = tempfile::tempdir().expect("folder");
+        if !settings.iter().any(|(key, _)| *key == "export.storage") {
+            overrides.push(("export.storage".into(), exports.path().display().to_string()));
+        }
+        let config = Config::load(file, [], &overrides).expect("configuration");
         let app = App::new(config, &database_url).expect("app");
         app.prepare().await.expect("prepare");
         app.is_ready.store(true, Ordering::Release);
         let pool = app.pool.clone();
-        let router = http::router(app).expect("router");
+        let workers = Workers::start(&app);
+        let router = http::router(app.clone()).expect("router");
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
         let address = listener.local_addr().expect("address");
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.expect("serve") });
         let client = Client::builder().no_proxy().build().expect("client");
-        Self { url: format!("http://{address}"), address, pool, client, database, serving }
+        let url = format!("http://{address}");
+        Self { url, address, pool, app, client, database, serving, _workers: workers, exports }
+    }
+
+    /// The folder of the exports.
+    pub fn exports(&self) -> &Path {
+        self.exports.path()
+    }
+
+    /// Asks for an export, and waits until its job has ended.
+    pub async fn export(&self, request: Value) -> Value {
+        let response = self.request("POST", "/exports/trigger").json(&request).send().await.expect("answer");
+        let status = response.status();
+        let text = response.text().await.expect("text");
+        assert_eq!(status, 202, "{text}");
+        let made: Value = serde_json::from_str(&text).expect("JSON");
+        self.finished(made["job_id"].as_str().expect("job")).await;
+        self.get(&format!("/exports/{}", made["export_id"].as_str().expect("export"))).await
+    }
+
+    /// Waits until a job has ended.
+    pub async fn finished(&self, job: &str) -> Value {
+        for _ in 0..600 {
+            let found = self.get(&format!("/jobs/{job}")).await;
+            if !["pending", "running"].contains(&found["status"].as_str().expect("status")) {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("job {job} did not end");
+    }
+
+    /// The bytes behind a link, without a token.
+    pub async fn download(&self, export: &Value) -> Vec<u8> {
+        let url = export["download_url"].as_str().expect("link");
+        let response = self.client.get(url).send().await.expect("answer");
+        assert_eq!(response.status(), 200);
+        response.bytes().await.expect("bytes").to_vec()
     }
 
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
@@ -120,17 +175,14 @@ impl Drop for TestApp {
     fn drop(&mut self) {
         self.serving.abort();
         let database = self.database.clone();
-        // The pool of this test goes away with its runtime; a thread of its own can wait for PostgreSQL.
-        let dropped = std::thread::spawn(move || {
+        // Not waited for: a connection that is logging in needs this runtime to go away. The last ones end with the server.
+        std::thread::spawn(move || {
             blocking(async move {
                 let mut admin = PgConnection::connect(&cluster().admin_url).await.expect("admin");
                 let sql = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
                 sqlx::query(AssertSqlSafe(sql)).execute(&mut admin).await.expect("drop database");
             });
         });
-        if dropped.join().is_err() {
-            eprintln!("a test database was not dropped");
-        }
     }
 }
 
@@ -180,7 +232,9 @@ pub fn cluster() -> &'static TestCluster {
 async fn start_cluster() -> TestCluster {
     let cluster = EphemeralCluster::start().await;
     let (admin_url, base_url) = (cluster.url("postgres"), cluster.url(""));
-    let config = Config::load(None, [], &[]).expect("configuration");
+    let exports = tempfile::tempdir().expect("folder");
+    let storage = ("export.storage".to_owned(), exports.path().display().to_string());
+    let config = Config::load(None, [], &[storage]).expect("configuration");
     let app = App::new(config, &cluster.url("nvd")).expect("app");
     app.prepare().await.expect("prepare");
     app.pool.close().await;

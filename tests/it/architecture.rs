@@ -4,15 +4,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module, and the modules that it may name. What is not listed is ground that everybody may use.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("main", &["cli"]),
-    ("cli", &["serve", "http", "send", "app", "db", "dataset"]),
-    ("serve", &["http", "app", "db"]),
-    ("http", &["ingest", "app", "db", "dataset"]),
+    ("cli", &["serve", "http", "jobs", "export", "send", "app", "db", "dataset", "storage"]),
+    ("serve", &["http", "jobs", "app", "db"]),
+    ("http", &["jobs", "ingest", "export", "app", "db", "dataset", "storage"]),
+    ("jobs", &["export", "app", "db", "dataset"]),
     ("send", &["ingest", "dataset"]),
     ("ingest", &["app", "db", "dataset"]),
-    ("app", &["db", "dataset"]),
+    ("export", &["db", "dataset", "storage"]),
+    ("app", &["db", "dataset", "storage"]),
     ("db", &["dataset"]),
+    ("storage", &[]),
     ("dataset", &[]),
 ];
 const GROUND: [&str; 5] = ["config", "error", "telemetry", "secrets", "tls"];

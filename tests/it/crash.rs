@@ -118,3 +118,66 @@ async fn sixteen_clients_with_aborts_and_a_kill_9_leave_exactly_one_copy_of_each
         sqlx::query_scalar("SELECT count(*) FROM submissions").fetch_one(&pool).await.expect("count");
     assert_eq!(submissions, FILES as i64);
 }
+
+/// Asks the service for JSON.
+async fn ask(request: reqwest::RequestBuilder) -> Value {
+    let answer = request.bearer_auth("t").send().await.expect("answer");
+    answer.json().await.expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_whose_service_is_killed_half_way_is_taken_over_and_finished_once() {
+    let folder = folder();
+    let (_, database_url) = create_database().await;
+    let serve = || {
+        let mut command = binary(folder.path());
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--set", "export.lease=3s", "--set", "export.batch_size=1000"])
+            .env("DATABASE_URL", &database_url)
+            .env("BEARER_TOKEN", "t");
+        Served::start(&mut command)
+    };
+    let client = reqwest::Client::builder().no_proxy().build().expect("client");
+    let first = serve();
+    let put = client.put(format!("{}/ingest/gottcha2/large", first.url)).bearer_auth("t").body(file(1, 300_000));
+    assert_eq!(put.send().await.expect("answer").status(), 200);
+    let trigger = client.post(format!("{}/exports/trigger", first.url));
+    let job = ask(trigger.json(&serde_json::json!({"table": "gottcha2"}))).await;
+    let job = job["job_id"].as_str().expect("job").to_owned();
+    eventually("rows are read", async || {
+        ask(client.get(format!("{}/jobs/{job}", first.url))).await["progress"]["rows"].as_u64().unwrap_or_default() > 0
+    })
+    .await;
+    first.kill();
+    let second = serve();
+    assert_eq!(ask(client.get(format!("{}/exports", second.url))).await, serde_json::json!([]));
+    let mut ended = Value::Null;
+    for _ in 0..600 {
+        ended = ask(client.get(format!("{}/jobs/{job}", second.url))).await;
+        if ended["status"] == "completed" || ended["status"] == "failed" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ended["status"], "completed", "{ended}");
+    assert_eq!(ended["attempt"], 2, "{ended}");
+    let listed = ask(client.get(format!("{}/exports?status=all", second.url))).await;
+    assert_eq!(listed.as_array().expect("array").len(), 1);
+    assert_eq!(listed[0]["rows"], 300_000);
+    let bytes = reqwest::get(listed[0]["download_url"].as_str().expect("link")).await.expect("answer");
+    assert_eq!(bytes.bytes().await.expect("bytes").len() as u64, listed[0]["size_bytes"].as_u64().expect("size"));
+}
+
+#[tokio::test]
+async fn an_export_survives_a_restart_of_its_database_connections() {
+    let app = TestApp::with(&[("export.batch_size", "1000"), ("export.connections", "1")]).await;
+    app.store("/ingest-gottcha2", file(1, 300_000)).await;
+    let wish = serde_json::json!({"table": "gottcha2"});
+    let made: Value =
+        app.request("POST", "/exports/trigger").json(&wish).send().await.expect("answer").json().await.expect("JSON");
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'COPY (%' AND datname = current_database()";
+    eventually("the COPY is ended", async || app.scalar::<i64>(terminate).await > 0).await;
+    let job = app.finished(made["job_id"].as_str().expect("job")).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&serde_json::json!("completed"), &serde_json::json!(2)), "{job}");
+    assert_eq!(app.get("/exports").await[0]["rows"], 300_000);
+}

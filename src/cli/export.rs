@@ -1,0 +1,209 @@
+//! `export`: one export from the command line, with a progress bar on a terminal.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::config::{Compression, Config, Format};
+use crate::db::exports;
+use crate::db::jobs::{self, Job, Lease, Progress};
+use crate::error::{Error, Result};
+use crate::export::spec::ExportSpec;
+use crate::export::{self as engine, Target};
+use crate::jobs::worker::Workers;
+use crate::jobs::{NewExport, enqueue_export};
+use crate::serve::Database;
+use crate::storage::Storage;
+
+/// How often the bar moves.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How long a job of ours may take to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What to export, and where to.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The dataset.
+    table: String,
+    /// Folder or URL to write to (s3://bucket/prefix, az://, gs://). Without it the export goes to the configured
+    /// storage, and into the catalogue.
+    #[arg(short, long, value_name = "DIR|URL")]
+    output: Option<String>,
+    /// The form of the files.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// How they are compressed.
+    #[arg(long, value_enum)]
+    compression: Option<Compression>,
+    /// The level of zstd or gzip.
+    #[arg(long, value_name = "N")]
+    level: Option<i32>,
+    /// These columns only, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    columns: Option<Vec<String>>,
+    /// At most so many rows.
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+    /// Rows stored at that time or later (RFC 3339).
+    #[arg(long, value_name = "TIME")]
+    from: Option<DateTime<Utc>>,
+    /// Rows stored before that time (RFC 3339).
+    #[arg(long, value_name = "TIME")]
+    to: Option<DateTime<Utc>>,
+    /// Rows with that value; may be repeated.
+    #[arg(long = "filter", value_name = "COLUMN=VALUE", value_parser = super::parse_pair)]
+    filters: Vec<(String, String)>,
+    /// Also export submission_id and ordinal, which name a row for ever.
+    #[arg(long)]
+    service_columns: bool,
+}
+
+impl Export {
+    fn spec(&self) -> ExportSpec {
+        let filters = self.filters.iter().map(|(column, value)| (column.clone(), Value::from(value.as_str())));
+        ExportSpec {
+            format: self.format,
+            compression: self.compression,
+            compression_level: self.level,
+            columns: self.columns.clone(),
+            row_limit: self.limit,
+            from: self.from,
+            to: self.to,
+            filters: filters.collect(),
+            service_columns: self.service_columns,
+        }
+    }
+}
+
+/// Exports, and answers with what to print.
+///
+/// # Errors
+/// A wish that cannot be met, a database or a storage that fails, Ctrl-C.
+pub async fn run(mut config: Config, wish: &Export) -> Result<String> {
+    // This process is to do the work, whatever the service's share is.
+    config.export.slots = config.export.slots.max(1);
+    let database = Database::open(&config).await?;
+    let app = App::new(config, &database.url)?;
+    let done = export(&app, wish).await;
+    app.pool.close().await;
+    database.close().await?;
+    done
+}
+
+async fn export(app: &App, wish: &Export) -> Result<String> {
+    app.prepare().await?;
+    let dataset = app.datasets.get(&wish.table);
+    let dataset = dataset.ok_or_else(|| Error::NotFound { what: "dataset", name: wish.table.clone() })?;
+    let spec = wish.spec();
+    let config = &app.config.export;
+    let plan = spec.plan(dataset, (config.compression, config.compression_level))?;
+    let started = Instant::now();
+    let (rows, bytes, files) = match &wish.output {
+        Some(output) => {
+            let storage = Storage::open(output)?;
+            let lease = Lease::new(Uuid::now_v7(), 1);
+            let target = Target::new(lease.id, &storage, String::new());
+            let bar = bar();
+            let exporting = engine::run(&app.pool, config, plan, &target, &lease);
+            let exported = tokio::select! {
+                exported = exporting => exported,
+                interrupted = interrupted(&lease, &bar) => interrupted,
+            };
+            bar.finish_and_clear();
+            let exported = exported?;
+            let files: Vec<String> = exported
+                .files
+                .iter()
+                .map(|(name, _)| format!("{}/{name}", storage.url().trim_end_matches('/')))
+                .collect();
+            (exported.stats.rows, exported.bytes, files)
+        }
+        None => {
+            catalogued(
+                app,
+                &NewExport { dataset, spec: &spec, retention_days: config.retention_days, dedupe_key: None },
+            )
+            .await?
+        }
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    let size = bytesize::ByteSize(bytes);
+    Ok(format!("{}: {rows} rows, {size} in {seconds:.1} s\n{}\n", wish.table, files.join("\n")))
+}
+
+/// Moves the bar for as long as nobody presses Ctrl-C; then stops the work, which is waited for elsewhere.
+async fn interrupted<T>(lease: &Lease, bar: &ProgressBar) -> Result<T> {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => show(bar, &lease.progress),
+            _ = tokio::signal::ctrl_c() => {
+                lease.cancel();
+                // The engine sees it at once, and cleans up.
+                tokio::time::sleep(PATIENCE).await;
+                return Err(Error::Cancelled);
+            }
+        }
+    }
+}
+
+/// Exports by a job, as the service does; whichever worker claims it, this one or a running service's.
+async fn catalogued(app: &App, new: &NewExport<'_>) -> Result<(u64, u64, Vec<String>)> {
+    let mut transaction = app.pool.begin().await?;
+    let job = enqueue_export(app, &mut transaction, new).await?;
+    transaction.commit().await?;
+    app.is_ready.store(true, std::sync::atomic::Ordering::Release);
+    let workers = Workers::start(app);
+    let bar = bar();
+    let ended = tokio::select! {
+        ended = follow(app, job.id, &bar) => ended,
+        _ = tokio::signal::ctrl_c() => {
+            jobs::cancel(&app.pool, job.id).await?;
+            follow(app, job.id, &bar).await
+        }
+    };
+    bar.finish_and_clear();
+    workers.stop(PATIENCE).await;
+    let job = ended?;
+    if job.state != "completed" {
+        let reason = job.error.unwrap_or_default();
+        return Err(Error::Environment(format!("the export was not made: it is {}: {reason}", job.state)));
+    }
+    let gone = || Error::Internal("the export vanished".into());
+    let export = exports::by_job(&app.pool, job.id).await?.ok_or_else(gone)?;
+    let folder = format!("{}/{}", app.storage.url().trim_end_matches('/'), export.prefix.unwrap_or_default());
+    let files = exports::files(&app.pool, &[export.id]).await?;
+    let files = files.iter().map(|file| format!("{folder}/{}", file.name)).collect();
+    Ok((export.rows.unwrap_or_default().unsigned_abs(), export.bytes.unwrap_or_default().unsigned_abs(), files))
+}
+
+async fn follow(app: &App, id: Uuid, bar: &ProgressBar) -> Result<Job> {
+    loop {
+        let job = jobs::by_id(&app.pool, id).await?;
+        let job = job.ok_or_else(|| Error::NotFound { what: "job", name: id.to_string() })?;
+        if job.has_ended() {
+            return Ok(job);
+        }
+        let number = |name: &str| job.progress.get(name).and_then(Value::as_u64).unwrap_or_default();
+        bar.set_length(number("total_rows"));
+        bar.set_position(number("rows"));
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn show(bar: &ProgressBar, progress: &Progress) {
+    let (rows, total) = progress.rows();
+    bar.set_length(total);
+    bar.set_position(rows);
+}
+
+/// Rows, rate and time to go, on standard error; nothing when that is no terminal.
+fn bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} rows  {per_sec}  {eta} to go");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}

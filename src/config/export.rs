@@ -1,0 +1,139 @@
+//! Exports: when, in which form, where to, and for how long.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::{Secret, values};
+
+/// How exports are made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "see config/default.toml")]
+pub struct ExportConfig {
+    #[serde(with = "values::blank")]
+    pub storage: Option<String>,
+    pub slots: usize,
+    pub connections: usize,
+    pub compression: Compression,
+    pub compression_level: i32,
+    pub batch_size: usize,
+    #[serde(with = "values::size")]
+    pub batch_bytes: ByteSize,
+    #[serde(with = "values::size")]
+    pub file_size: ByteSize,
+    pub export_interval_hours: u32,
+    pub schedules: Vec<ScheduleConfig>,
+    pub retention_days: u32,
+    pub keep_at_least: u32,
+    #[serde(with = "humantime_serde")]
+    pub link_lifetime: Duration,
+    #[serde(with = "values::blank")]
+    pub link_key: Option<Secret>,
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    pub max_attempts: i32,
+}
+
+/// One dataset's own schedule.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// The dataset's name.
+    pub dataset: String,
+    /// Second, minute, hour, day of month, month, day of week.
+    pub cron: String,
+    /// Such as `America/Chicago`; UTC when absent.
+    #[serde(default)]
+    pub timezone: Option<String>,
+    /// Parquet when absent.
+    #[serde(default)]
+    pub format: Format,
+    /// `export.compression` when absent.
+    #[serde(default)]
+    pub compression: Option<Compression>,
+    /// `export.compression_level` when absent.
+    #[serde(default)]
+    pub compression_level: Option<i32>,
+    /// `export.retention_days` when absent.
+    #[serde(default)]
+    pub retention_days: Option<u32>,
+}
+
+impl ExportConfig {
+    /// The interval as a cron expression in UTC; `None` when it is off.
+    ///
+    /// # Errors
+    /// An interval that does not divide the day, and is no number of days.
+    pub fn interval_cron(&self) -> Result<Option<String>, String> {
+        match self.export_interval_hours {
+            0 => Ok(None),
+            hours if hours < 24 && 24 % hours == 0 => Ok(Some(format!("0 0 */{hours} * * *"))),
+            24 => Ok(Some("0 0 0 * * *".to_owned())),
+            hours if hours % 24 == 0 && hours / 24 <= 28 => Ok(Some(format!("0 0 0 */{} * *", hours / 24))),
+            _ => Err("must divide 24, or be a number of days; use [[export.schedules]] for anything else".to_owned()),
+        }
+    }
+}
+
+/// The form of an exported file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = ExportFormat)]
+pub enum Format {
+    /// Columns in Parquet 2.
+    #[default]
+    Parquet,
+    /// Comma-separated values by RFC 4180 with a header. Nothing between commas is null, `""` is the empty text.
+    Csv,
+    /// One JSON array of objects.
+    Json,
+    /// One JSON object a line.
+    Jsonl,
+}
+
+impl Format {
+    /// The format as it is written, which is also the ending of file names.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Parquet => "parquet",
+            Self::Csv => "csv",
+            Self::Json => "json",
+            Self::Jsonl => "jsonl",
+        }
+    }
+}
+
+/// How an exported file is compressed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = ExportCompression)]
+pub enum Compression {
+    /// Zstandard.
+    #[default]
+    Zstd,
+    /// Snappy; Parquet only.
+    Snappy,
+    /// LZ4; Parquet only.
+    Lz4,
+    /// Gzip.
+    Gzip,
+    /// As it is.
+    None,
+}
+
+impl Compression {
+    /// The compression as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Zstd => "zstd",
+            Self::Snappy => "snappy",
+            Self::Lz4 => "lz4",
+            Self::Gzip => "gzip",
+            Self::None => "none",
+        }
+    }
+}

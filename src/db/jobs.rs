@@ -1,0 +1,339 @@
+//! Jobs: work that survives its process. Any worker of any replica claims what is due, and takes over what its worker
+//! has stopped renewing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, PgPool};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::error::Result;
+
+/// A job as it is stored.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Job {
+    /// Grows with time.
+    pub id: Uuid,
+    /// What kind of work it is.
+    pub kind: String,
+    /// What it works on.
+    pub payload: Value,
+    /// `pending`, `running`, `completed`, `failed` or `cancelled`.
+    pub state: String,
+    /// How often it was claimed.
+    pub attempt: i32,
+    /// How often it may be.
+    pub max_attempts: i32,
+    /// See [`Progress`].
+    pub progress: Value,
+    /// Whether somebody asked to stop it.
+    pub cancel_requested: bool,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+    /// When it may begin.
+    pub run_at: DateTime<Utc>,
+    /// When it was asked for.
+    pub created_at: DateTime<Utc>,
+    /// When it was first claimed.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl Job {
+    /// Whether it has ended, well or not.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        !matches!(self.state.as_str(), "pending" | "running")
+    }
+}
+
+const COLUMNS: &str = "id, kind, payload, state, attempt, max_attempts, progress, cancel_requested, error, run_at, \
+                       created_at, started_at, finished_at";
+
+/// How far a job is: written by the work, read by its heartbeat.
+#[derive(Debug, Default)]
+pub struct Progress {
+    phase: Mutex<&'static str>,
+    rows: AtomicU64,
+    bytes: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// A new phase begins.
+    pub fn enter(&self, phase: &'static str) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    /// So many rows are expected, if that is known.
+    pub fn expect_rows(&self, total: Option<u64>) {
+        self.total.store(total.unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    /// More rows were read.
+    pub fn add_rows(&self, rows: u64) {
+        self.rows.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// More bytes were written.
+    pub fn add_bytes(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Rows read so far, and rows expected: 0 when unknown.
+    #[must_use]
+    pub fn rows(&self) -> (u64, u64) {
+        (self.rows.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    /// As it is stored: `{phase, rows, bytes, total_rows}`.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let (rows, total) = self.rows();
+        let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = (total > 0).then_some(total);
+        json!({"phase": phase, "rows": rows, "bytes": self.bytes.load(Ordering::Relaxed), "total_rows": total})
+    }
+}
+
+/// The right to work on a job for a while. Writes of another attempt are refused.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    /// The job.
+    pub id: Uuid,
+    /// The attempt that this is.
+    pub attempt: i32,
+    /// How far the work is.
+    pub progress: Arc<Progress>,
+    cancel: CancellationToken,
+}
+
+impl Lease {
+    /// The lease of an attempt.
+    #[must_use]
+    pub fn new(id: Uuid, attempt: i32) -> Self {
+        Self { id, attempt, progress: Arc::default(), cancel: CancellationToken::new() }
+    }
+
+    /// Waits until the work shall stop.
+    pub async fn cancelled(&self) {
+        self.cancel.cancelled().await;
+    }
+
+    /// Tells the work to stop.
+    pub fn cancel(&self) {
+        self.cancel.cancel();
+    }
+}
+
+/// A job to be made.
+#[derive(Debug)]
+pub struct NewJob<'a> {
+    /// Its id, of version 7.
+    pub id: Uuid,
+    /// What kind of work it is.
+    pub kind: &'a str,
+    /// What it works on.
+    pub payload: Value,
+    /// How often it may be tried.
+    pub max_attempts: i32,
+    /// At most one job of that key is ever made.
+    pub dedupe_key: Option<&'a str>,
+}
+
+/// Makes a job, in the caller's transaction; false when there is one of that dedupe key.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn enqueue(connection: &mut PgConnection, job: &NewJob<'_>) -> Result<bool> {
+    let made = sqlx::query(
+        "-- jobs.enqueue
+        INSERT INTO jobs (id, kind, payload, max_attempts, dedupe_key) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (dedupe_key) DO NOTHING",
+    )
+    .bind(job.id)
+    .bind(job.kind)
+    .bind(&job.payload)
+    .bind(job.max_attempts)
+    .bind(job.dedupe_key)
+    .execute(connection)
+    .await?;
+    Ok(made.rows_affected() == 1)
+}
+
+/// The job of that dedupe key.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn by_dedupe_key(connection: &mut PgConnection, key: &str) -> Result<Option<Job>> {
+    let sql = format!("-- jobs.by_dedupe_key\nSELECT {COLUMNS} FROM jobs WHERE dedupe_key = $1");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await?)
+}
+
+/// The job of that id.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn by_id<'e>(connection: impl PgExecutor<'e>, id: Uuid) -> Result<Option<Job>> {
+    let sql = format!("-- jobs.by_id\nSELECT {COLUMNS} FROM jobs WHERE id = $1");
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(connection).await?)
+}
+
+/// Jobs, newest first.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn list(pool: &PgPool, state: Option<&str>, before: Option<Uuid>, limit: i64) -> Result<Vec<Job>> {
+    let sql = format!(
+        "-- jobs.list
+        SELECT {COLUMNS} FROM jobs
+        WHERE ($1::text IS NULL OR state = $1) AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(state).bind(before).bind(limit).fetch_all(pool).await?)
+}
+
+/// Takes the next job that is due, or that its worker has left, for the time of a lease.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn claim(pool: &PgPool, worker: &str, lease: Duration) -> Result<Option<Job>> {
+    let sql = format!(
+        "-- jobs.claim
+        WITH due AS (
+            SELECT id AS due_id FROM jobs
+            WHERE (state = 'pending' AND run_at <= now()) OR (state = 'running' AND lease_until < now())
+            ORDER BY priority DESC, run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+        UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = $1, progress = '{{}}',
+            lease_until = now() + $2 * interval '1 second', started_at = coalesce(started_at, now())
+        FROM due WHERE id = due_id
+        RETURNING {COLUMNS}"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(worker).bind(lease.as_secs_f64()).fetch_optional(pool).await?)
+}
+
+/// What a heartbeat learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beat {
+    /// Go on.
+    GoOn,
+    /// Somebody asked to stop.
+    Cancel,
+    /// The job is somebody else's now.
+    Lost,
+}
+
+/// Renews a lease, tells how far the work is, and learns whether it shall stop.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn beat(pool: &PgPool, lease: &Lease, length: Duration) -> Result<Beat> {
+    let cancel: Option<bool> = sqlx::query_scalar(
+        "-- jobs.beat
+        UPDATE jobs SET lease_until = now() + $3 * interval '1 second', progress = $4
+        WHERE id = $1 AND attempt = $2 AND state = 'running' RETURNING cancel_requested",
+    )
+    .bind(lease.id)
+    .bind(lease.attempt)
+    .bind(length.as_secs_f64())
+    .bind(lease.progress.to_json())
+    .fetch_optional(pool)
+    .await?;
+    Ok(match cancel {
+        None => Beat::Lost,
+        Some(true) => Beat::Cancel,
+        Some(false) => Beat::GoOn,
+    })
+}
+
+/// Ends a job well, in the transaction that records what it did; false when it is somebody else's now.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn complete(connection: &mut PgConnection, lease: &Lease) -> Result<bool> {
+    lease.progress.enter("done");
+    end(connection, lease, "completed", None).await
+}
+
+/// Ends a job that was cancelled or cannot succeed; false when it is somebody else's now.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn fail(connection: &mut PgConnection, lease: &Lease, state: &str, error: &str) -> Result<bool> {
+    end(connection, lease, state, Some(error)).await
+}
+
+async fn end(connection: &mut PgConnection, lease: &Lease, state: &str, error: Option<&str>) -> Result<bool> {
+    let ended = sqlx::query(
+        "-- jobs.end
+        UPDATE jobs SET state = $3, error = $4, progress = $5, finished_at = now(), lease_until = NULL
+        WHERE id = $1 AND attempt = $2 AND state = 'running'",
+    )
+    .bind(lease.id)
+    .bind(lease.attempt)
+    .bind(state)
+    .bind(error)
+    .bind(lease.progress.to_json())
+    .execute(connection)
+    .await?;
+    Ok(ended.rows_affected() == 1)
+}
+
+/// Gives a job back, to be tried again after a while; false when it is somebody else's now.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn retry(pool: &PgPool, lease: &Lease, after: Duration, error: &str) -> Result<bool> {
+    let given = sqlx::query(
+        "-- jobs.retry
+        UPDATE jobs SET state = 'pending', error = $4, run_at = now() + $3 * interval '1 second', lease_until = NULL
+        WHERE id = $1 AND attempt = $2 AND state = 'running'",
+    )
+    .bind(lease.id)
+    .bind(lease.attempt)
+    .bind(after.as_secs_f64())
+    .bind(error)
+    .execute(pool)
+    .await?;
+    Ok(given.rows_affected() == 1)
+}
+
+/// Asks to stop a job: one that waits ends at once, one that runs as soon as its worker hears of it. False when there
+/// is no such job.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn cancel(pool: &PgPool, id: Uuid) -> Result<bool> {
+    let found = sqlx::query(
+        "-- jobs.cancel
+        UPDATE jobs SET
+            cancel_requested = cancel_requested OR state IN ('pending', 'running'),
+            finished_at = CASE WHEN state = 'pending' THEN now() ELSE finished_at END,
+            state = CASE WHEN state = 'pending' THEN 'cancelled' ELSE state END
+        WHERE id = $1",
+    )
+    .bind(id)
+    .execute(pool)
+    .await?;
+    Ok(found.rows_affected() == 1)
+}
+
+/// Forgets jobs that ended long ago and that nothing points at.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn forget(pool: &PgPool, days: u32) -> Result<u64> {
+    let forgotten = sqlx::query(
+        "-- jobs.forget
+        DELETE FROM jobs WHERE finished_at < now() - $1 * interval '1 day'
+          AND NOT EXISTS (SELECT FROM exports WHERE exports.job_id = jobs.id)",
+    )
+    .bind(f64::from(days))
+    .execute(pool)
+    .await?;
+    Ok(forgotten.rows_affected())
+}

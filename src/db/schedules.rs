@@ -1,0 +1,34 @@
+//! Which tick of each schedule has been acted upon, over all replicas.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgPool};
+
+use crate::error::Result;
+
+/// The last tick of a schedule that was acted upon. One that is new counts as acted upon at `now`.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn last_tick(pool: &PgPool, name: &str, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
+    sqlx::query("-- schedules.begin\nINSERT INTO schedules (name, last_tick) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+        .bind(name)
+        .bind(now)
+        .execute(pool)
+        .await?;
+    let tick = sqlx::query_scalar("-- schedules.last_tick\nSELECT last_tick FROM schedules WHERE name = $1");
+    Ok(tick.bind(name).fetch_one(pool).await?)
+}
+
+/// Takes a tick, in the transaction that acts upon it; false when another replica did.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn take(connection: &mut PgConnection, name: &str, tick: DateTime<Utc>) -> Result<bool> {
+    let taken =
+        sqlx::query("-- schedules.take\nUPDATE schedules SET last_tick = $2 WHERE name = $1 AND last_tick < $2")
+            .bind(name)
+            .bind(tick)
+            .execute(connection)
+            .await?;
+    Ok(taken.rows_affected() == 1)
+}

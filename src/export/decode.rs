@@ -1,0 +1,265 @@
+//! PostgreSQL's binary COPY format into Arrow batches.
+//!
+//! Source: <https://www.postgresql.org/docs/current/sql-copy.html>, "Binary Format". The protocol promises no row
+//! boundaries, so decoding can pause within a row and go on with the next bytes.
+
+use std::sync::Arc;
+
+use arrow::array::builder::NullBufferBuilder;
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+};
+use arrow::buffer::Buffer;
+use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
+
+use super::spec::Plan;
+use crate::dataset::Kind;
+use crate::error::{Error, Result};
+
+/// Rows of one batch.
+pub const BATCH: usize = 8192;
+
+/// Text of one column in one batch at most, so that 32-bit offsets suffice and memory stays bounded.
+const BATCH_TEXT: usize = 16 * 1024 * 1024;
+
+/// The signature and the flags, before the length of the header's extension.
+const HEADER: usize = 15;
+
+/// Microseconds from 1970-01-01, where Unix begins to count, to 2000-01-01, where PostgreSQL does.
+const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
+
+/// Turns the bytes of one COPY into batches.
+pub struct Decoder {
+    schema: SchemaRef,
+    columns: Vec<Values>,
+    rows: usize,
+    /// The next field of the row under way; none between rows.
+    field: Option<usize>,
+    /// Bytes that did not hold a whole field.
+    carry: Vec<u8>,
+    has_header: bool,
+    has_ended: bool,
+    text_bytes: usize,
+}
+
+impl Decoder {
+    /// A decoder of the COPY of a plan.
+    #[must_use]
+    pub fn new(plan: &Plan) -> Self {
+        Self {
+            schema: Arc::clone(&plan.schema),
+            columns: plan.columns.iter().map(|column| Values::new(column.kind)).collect(),
+            rows: 0,
+            field: None,
+            carry: Vec::new(),
+            has_header: false,
+            has_ended: false,
+            text_bytes: 0,
+        }
+    }
+
+    /// Takes the next bytes, and gives a batch when one is full.
+    ///
+    /// # Errors
+    /// Bytes that are no COPY of these columns.
+    pub fn feed(&mut self, bytes: &Bytes) -> Result<Option<RecordBatch>> {
+        if self.carry.is_empty() {
+            let used = self.decode(bytes)?;
+            self.carry.extend_from_slice(&bytes[used..]);
+        } else {
+            let mut data = std::mem::take(&mut self.carry);
+            data.extend_from_slice(bytes);
+            let used = self.decode(&data)?;
+            self.carry.extend_from_slice(&data[used..]);
+        }
+        if self.field.is_none() && (self.rows >= BATCH || self.text_bytes >= BATCH_TEXT) {
+            return self.take_batch().map(Some);
+        }
+        Ok(None)
+    }
+
+    /// The last batch, if rows are left.
+    ///
+    /// # Errors
+    /// A COPY that was cut off.
+    pub fn finish(mut self) -> Result<Option<RecordBatch>> {
+        if !self.has_ended {
+            return Err(mismatch("it ended early"));
+        }
+        if self.rows == 0 { Ok(None) } else { self.take_batch().map(Some) }
+    }
+
+    /// Decodes whole fields, and answers with the number of bytes they took.
+    fn decode(&mut self, data: &[u8]) -> Result<usize> {
+        let mut rest = data;
+        if !self.has_header {
+            let Some(extension) = rest.get(HEADER..HEADER + 4) else { return Ok(0) };
+            let extension = usize::try_from(number(extension)).map_err(|_| mismatch("its header is damaged"))?;
+            let Some(after) = rest.get(HEADER + 4 + extension..) else { return Ok(0) };
+            if !rest.starts_with(b"PGCOPY\n\xFF\r\n\0") {
+                return Err(mismatch("it does not begin as the binary format does"));
+            }
+            self.has_header = true;
+            rest = after;
+        }
+        loop {
+            let mut field = match self.field {
+                Some(field) => field,
+                None => {
+                    let Some((count, after)) = rest.split_first_chunk::<2>() else { break };
+                    let count = i16::from_be_bytes(*count);
+                    rest = after;
+                    if count == -1 {
+                        self.has_ended = true;
+                        break;
+                    }
+                    if usize::try_from(count) != Ok(self.columns.len()) {
+                        return Err(mismatch("a row has another number of fields"));
+                    }
+                    0
+                }
+            };
+            while field < self.columns.len() {
+                let Some((length, after)) = rest.split_first_chunk::<4>() else { break };
+                let length = i32::from_be_bytes(*length);
+                if length == -1 {
+                    self.columns[field].push_null();
+                    rest = after;
+                } else {
+                    let length = usize::try_from(length).map_err(|_| mismatch("a field has no length"))?;
+                    let Some((value, after)) = after.split_at_checked(length) else { break };
+                    self.text_bytes += self.columns[field].push(value)?;
+                    rest = after;
+                }
+                field += 1;
+            }
+            if field < self.columns.len() {
+                self.field = Some(field);
+                break;
+            }
+            self.field = None;
+            self.rows += 1;
+        }
+        Ok(data.len() - rest.len())
+    }
+
+    fn take_batch(&mut self) -> Result<RecordBatch> {
+        self.rows = 0;
+        self.text_bytes = 0;
+        let arrays = self.columns.iter_mut().map(Values::take).collect::<Result<Vec<_>>>()?;
+        RecordBatch::try_new(Arc::clone(&self.schema), arrays).map_err(|error| mismatch(&error.to_string()))
+    }
+}
+
+fn number(bytes: &[u8]) -> i32 {
+    bytes.try_into().map_or(-1, i32::from_be_bytes)
+}
+
+fn mismatch(reason: &str) -> Error {
+    Error::Internal(format!("PostgreSQL's COPY is not what was asked for: {reason}"))
+}
+
+/// The values of one column in the batch under way.
+struct Values {
+    kind: Kind,
+    nulls: NullBufferBuilder,
+    data: Data,
+}
+
+enum Data {
+    Bool(Vec<bool>),
+    Int(Vec<i64>),
+    Float(Vec<f64>),
+    Text { offsets: Vec<i32>, bytes: Vec<u8> },
+}
+
+impl Values {
+    fn new(kind: Kind) -> Self {
+        let data = match kind {
+            Kind::Bool => Data::Bool(Vec::new()),
+            Kind::Int | Kind::Timestamp => Data::Int(Vec::new()),
+            Kind::Float => Data::Float(Vec::new()),
+            Kind::Text | Kind::Json => Data::Text { offsets: vec![0], bytes: Vec::new() },
+        };
+        Self { kind, nulls: NullBufferBuilder::new(BATCH), data }
+    }
+
+    fn push_null(&mut self) {
+        self.nulls.append_null();
+        match &mut self.data {
+            Data::Bool(values) => values.push(false),
+            Data::Int(values) => values.push(0),
+            Data::Float(values) => values.push(0.0),
+            Data::Text { offsets, bytes } => offsets.push(offset(bytes)),
+        }
+    }
+
+    /// Takes a value, and answers with the number of bytes of text it is.
+    fn push(&mut self, value: &[u8]) -> Result<usize> {
+        self.nulls.append_non_null();
+        match (&mut self.data, self.kind) {
+            (Data::Bool(values), _) => values.push(fixed::<1>(value)? != [0]),
+            (Data::Int(values), Kind::Timestamp) => {
+                let micros = i64::from_be_bytes(fixed(value)?).checked_add(POSTGRES_EPOCH);
+                values.push(micros.ok_or_else(|| mismatch("a time lies beyond the years that Arrow knows"))?);
+            }
+            (Data::Int(values), _) => values.push(i64::from_be_bytes(fixed(value)?)),
+            (Data::Float(values), _) => values.push(f64::from_be_bytes(fixed(value)?)),
+            (Data::Text { offsets, bytes }, kind) => {
+                let text = match (kind, value) {
+                    (Kind::Json, [1, text @ ..]) => text,
+                    (Kind::Json, _) => return Err(mismatch("a jsonb value has an unknown version")),
+                    _ => value,
+                };
+                bytes.extend_from_slice(text);
+                offsets.push(offset(bytes));
+                return Ok(text.len());
+            }
+        }
+        Ok(0)
+    }
+
+    fn take(&mut self) -> Result<ArrayRef> {
+        let nulls: Option<NullBuffer> = self.nulls.finish();
+        Ok(match &mut self.data {
+            Data::Bool(values) => Arc::new(BooleanArray::new(BooleanBuffer::from(std::mem::take(values)), nulls)),
+            Data::Int(values) => {
+                let values = ScalarBuffer::from(std::mem::replace(values, Vec::with_capacity(BATCH)));
+                if self.kind == Kind::Timestamp {
+                    Arc::new(TimestampMicrosecondArray::new(values, nulls).with_timezone("UTC"))
+                } else {
+                    Arc::new(Int64Array::new(values, nulls))
+                }
+            }
+            Data::Float(values) => {
+                let values = ScalarBuffer::from(std::mem::replace(values, Vec::with_capacity(BATCH)));
+                Arc::new(Float64Array::new(values, nulls))
+            }
+            Data::Text { offsets, bytes } => {
+                let offsets = OffsetBuffer::new(std::mem::replace(offsets, first_offset()).into());
+                let capacity = bytes.len();
+                let bytes = Buffer::from_vec(std::mem::replace(bytes, Vec::with_capacity(capacity)));
+                // Checks that all of it is UTF-8, once for the batch.
+                let array = StringArray::try_new(offsets, bytes, nulls);
+                Arc::new(array.map_err(|error| mismatch(&error.to_string()))?)
+            }
+        })
+    }
+}
+
+fn first_offset() -> Vec<i32> {
+    let mut offsets = Vec::with_capacity(BATCH + 1);
+    offsets.push(0);
+    offsets
+}
+
+/// The end of the text so far. A batch ends long before 2 GiB: a single value of PostgreSQL is at most 1 GiB.
+fn offset(bytes: &[u8]) -> i32 {
+    i32::try_from(bytes.len()).unwrap_or(i32::MAX)
+}
+
+fn fixed<const N: usize>(value: &[u8]) -> Result<[u8; N]> {
+    value.try_into().map_err(|_| mismatch("a field has another size than its type"))
+}

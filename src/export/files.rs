@@ -1,0 +1,231 @@
+//! Parts into files, in order: the work of one blocking thread, whose bytes an uploader takes away.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::encode::{Body, Part, Stats};
+use super::parquet::{File, Layout};
+use super::spec::Plan;
+use super::text;
+use crate::error::{Error, Result};
+
+/// Bytes that travel to the uploader together.
+const PIECE: usize = 1024 * 1024;
+
+/// What encoders hand over.
+pub enum Encoded {
+    /// A part of that range of the table.
+    Part(usize, Part),
+    /// The range has no more parts.
+    End(usize),
+}
+
+/// What the uploader is handed.
+pub enum Output {
+    /// More of the file under way.
+    Bytes(Bytes),
+    /// The file is complete.
+    End(Written),
+}
+
+/// A file as it was written.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// Its size.
+    pub bytes: u64,
+    /// The digest of its bytes.
+    pub sha256: [u8; 32],
+    /// What is known of its rows.
+    pub stats: Stats,
+}
+
+/// Writes the parts of all ranges in the order of the table, each file up to `file_size` bytes and a part more.
+///
+/// `tickets` gets one back for each range that is written: readers take one for each range that they begin, so that
+/// few ranges wait in memory for their turn.
+///
+/// # Errors
+/// A fault of encoding, or an uploader that has given up.
+pub fn write(
+    plan: &Plan,
+    layout: &Layout,
+    file_size: u64,
+    mut encoded: mpsc::Receiver<Encoded>,
+    tickets: &Semaphore,
+    output: &mpsc::Sender<Output>,
+) -> Result<()> {
+    let mut files = Files { plan, layout, file_size, output, open: None, count: 0 };
+    let mut waiting: BTreeMap<usize, (Vec<Part>, bool)> = BTreeMap::new();
+    let mut current = 0;
+    while let Some(message) = encoded.blocking_recv() {
+        match message {
+            Encoded::Part(range, part) if range == current => files.append(part)?,
+            Encoded::Part(range, part) => waiting.entry(range).or_default().0.push(part),
+            Encoded::End(range) => waiting.entry(range).or_default().1 = true,
+        }
+        while let Some((parts, ended)) = waiting.get_mut(&current) {
+            for part in parts.drain(..) {
+                files.append(part)?;
+            }
+            if !*ended {
+                break;
+            }
+            waiting.remove(&current);
+            current += 1;
+            tickets.add_permits(1);
+        }
+    }
+    // An encoder that failed leaves a gap; its own error says why.
+    if !waiting.is_empty() {
+        return Err(Error::Internal("a part of the table was not read".into()));
+    }
+    files.finish()
+}
+
+struct Files<'w> {
+    plan: &'w Plan,
+    layout: &'w Layout,
+    file_size: u64,
+    output: &'w mpsc::Sender<Output>,
+    open: Option<Open>,
+    count: usize,
+}
+
+/// The file under way.
+struct Open {
+    kind: OpenKind,
+    stats: Stats,
+}
+
+enum OpenKind {
+    Parquet(Box<File<Sink>>),
+    Text(Sink),
+}
+
+impl Files<'_> {
+    fn append(&mut self, part: Part) -> Result<()> {
+        let plan = self.plan;
+        let open = self.open()?;
+        let is_first = open.stats.rows == 0;
+        open.stats.add(&part.stats);
+        let bytes = match (&mut open.kind, part.body) {
+            (OpenKind::Parquet(file), Body::RowGroup(columns)) => {
+                file.append(columns)?;
+                file.bytes()
+            }
+            (OpenKind::Text(sink), Body::Text(text)) => {
+                let between = text::between(plan.format);
+                if !is_first && !between.is_empty() {
+                    sink.send(&text::compress(plan, between)?)?;
+                }
+                sink.send(&text)?;
+                sink.bytes
+            }
+            _ => return Err(Error::Internal("a part of another format".into())),
+        };
+        if bytes >= self.file_size { self.close() } else { Ok(()) }
+    }
+
+    fn open(&mut self) -> Result<&mut Open> {
+        if self.open.is_none() {
+            let sink = Sink::new(self.output.clone());
+            let kind = if self.plan.format == super::spec::Format::Parquet {
+                OpenKind::Parquet(Box::new(self.layout.file(sink)?))
+            } else {
+                let mut sink = sink;
+                let beginning = text::beginning(self.plan);
+                if !beginning.is_empty() {
+                    sink.send(&text::compress(self.plan, &beginning)?)?;
+                }
+                OpenKind::Text(sink)
+            };
+            self.open = Some(Open { kind, stats: Stats::default() });
+            self.count += 1;
+        }
+        self.open.as_mut().ok_or_else(|| Error::Internal("no file is open".into()))
+    }
+
+    fn close(&mut self) -> Result<()> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let sink = match open.kind {
+            OpenKind::Parquet(file) => file.finish(open.stats.rows)?,
+            OpenKind::Text(mut sink) => {
+                let end = text::end(self.plan.format);
+                // An empty file is no gzip file: one piece at least.
+                if !end.is_empty() || sink.bytes == 0 {
+                    sink.send(&text::compress(self.plan, end)?)?;
+                }
+                sink
+            }
+        };
+        sink.end(open.stats)
+    }
+
+    /// Closes the last file. An empty table gives one valid empty file.
+    fn finish(mut self) -> Result<()> {
+        if self.count == 0 {
+            self.open()?;
+        }
+        self.close()
+    }
+}
+
+/// Takes the bytes of one file, digests them, and hands them to the uploader.
+pub struct Sink {
+    output: mpsc::Sender<Output>,
+    buffer: Vec<u8>,
+    digest: Sha256,
+    bytes: u64,
+}
+
+impl Sink {
+    fn new(output: mpsc::Sender<Output>) -> Self {
+        Self { output, buffer: Vec::new(), digest: Sha256::new(), bytes: 0 }
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        io::Write::write_all(self, bytes).map_err(|_| gone())
+    }
+
+    fn hand_over(&mut self) -> io::Result<()> {
+        let bytes = Bytes::from(std::mem::take(&mut self.buffer));
+        self.output.blocking_send(Output::Bytes(bytes)).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn end(mut self, stats: Stats) -> Result<()> {
+        self.hand_over().map_err(|_| gone())?;
+        let written = Written { bytes: self.bytes, sha256: self.digest.finalize().into(), stats };
+        self.output.blocking_send(Output::End(written)).map_err(|_| gone())
+    }
+}
+
+fn gone() -> Error {
+    Error::Internal("the upload ended before the file".into())
+}
+
+impl io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.digest.update(bytes);
+        self.bytes += bytes.len() as u64;
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= PIECE {
+            self.hand_over()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The number of ranges that may be read before the first of them is written.
+#[must_use]
+pub fn tickets(readers: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(readers + 1))
+}

@@ -1,0 +1,390 @@
+//! Rows -> files: a consistent snapshot of a dataset, written to storage as a whole or not at all.
+//!
+//! Several connections read ranges of the table from one [`snapshot`] and decode them ([`decode`]); beside each, a
+//! thread encodes ([`encode`]: [`parquet`], [`text`]); one thread puts the parts together in order ([`files`]), and its
+//! bytes are uploaded as they come. Bounded channels lie between them, so that memory does not grow with the table. The
+//! [`manifest`] is written last.
+
+pub mod decode;
+pub mod encode;
+pub mod files;
+pub mod manifest;
+pub mod parquet;
+mod snapshot;
+pub mod spec;
+pub mod text;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use object_store::WriteMultipart;
+use sqlx::pool::PoolConnection;
+use sqlx::{PgPool, Postgres};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::config::ExportConfig;
+use crate::db::jobs::{Lease, Progress};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use encode::{Encoder, Limits, Stats};
+use files::{Encoded, Output, Written};
+use manifest::Manifest;
+use parquet::Layout;
+use snapshot::{Read, Snapshot};
+use spec::{Format, Plan};
+
+/// Batches between a connection and its encoder.
+const BATCHES_IN_FLIGHT: usize = 3;
+
+/// Parts between the encoders and the writer.
+const PARTS_IN_FLIGHT: usize = 1;
+
+/// Pieces of a megabyte between the writer and the uploader, and uploads of parts at the same time.
+const PIECES_IN_FLIGHT: usize = 4;
+
+/// Rows of a part of a text file, which is held in memory as it is.
+const TEXT_ROWS: usize = 10_000;
+
+/// What an export wrote.
+#[derive(Debug, Clone)]
+pub struct Exported {
+    /// The files, in order.
+    pub files: Vec<(String, Written)>,
+    /// When the state was taken that they hold.
+    pub snapshot_at: DateTime<Utc>,
+    /// What is known of all rows.
+    pub stats: Stats,
+    /// The size of all files.
+    pub bytes: u64,
+}
+
+/// What an export is called, and where it goes.
+pub struct Target<'t> {
+    /// The export.
+    pub id: Uuid,
+    /// Where to write.
+    pub storage: &'t Storage,
+    /// The folder of this attempt; the root of the storage when empty.
+    pub prefix: String,
+    /// The files that are finished, or may be.
+    written: Mutex<Vec<String>>,
+}
+
+impl<'t> Target<'t> {
+    /// A target in which nothing is written yet.
+    #[must_use]
+    pub fn new(id: Uuid, storage: &'t Storage, prefix: String) -> Self {
+        Self { id, storage, prefix, written: Mutex::default() }
+    }
+
+    /// The name of a file in the storage, which is remembered.
+    fn name(&self, file: &str) -> String {
+        let name = if self.prefix.is_empty() { file.to_owned() } else { format!("{}/{file}", self.prefix) };
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
+        name
+    }
+
+    /// Removes all files again.
+    async fn remove(&self) -> Result<()> {
+        let written = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
+        for name in written {
+            self.storage.delete_file(&name).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a snapshot to a folder of the storage: all files and the manifest, or nothing.
+///
+/// # Errors
+/// A database or a storage that fails, or [`Error::Cancelled`].
+pub async fn run(
+    pool: &PgPool,
+    config: &ExportConfig,
+    plan: Plan,
+    target: &Target<'_>,
+    lease: &Lease,
+) -> Result<Exported> {
+    let written = write(pool, config, plan, target, lease).await;
+    if written.is_err()
+        && let Err(error) = target.remove().await
+    {
+        // The sweep finds what is left.
+        tracing::warn!(%error, prefix = target.prefix, "an unfinished export could not be removed");
+    }
+    written
+}
+
+async fn write(
+    pool: &PgPool,
+    config: &ExportConfig,
+    plan: Plan,
+    target: &Target<'_>,
+    lease: &Lease,
+) -> Result<Exported> {
+    let progress = &lease.progress;
+    progress.enter("snapshot");
+    let snapshot = Snapshot::take(pool, &plan.dataset).await?;
+    progress.expect_rows(if plan.is_whole() { Some(snapshot.rows) } else { plan.row_limit });
+    let snapshot_at = snapshot.taken_at;
+    let ranges = Arc::new(Ranges::new(&plan, config, &snapshot));
+    let readers = snapshot.readers(ranges.readers(config)).await?;
+    let layout = Layout::new(&plan, &manifest::notes(&plan, target.id, snapshot_at))?;
+    let plan = Arc::new(plan);
+    let layout = Arc::new(layout);
+    progress.enter("reading");
+    let mut work = JoinSet::new();
+    let (to_writer, encoded) = mpsc::channel(PARTS_IN_FLIGHT);
+    let tickets = files::tickets(readers.len());
+    for reader in readers {
+        let (to_encoder, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
+        let encoding = (Arc::clone(&plan), Arc::clone(&layout), ranges.limits, to_writer.clone());
+        work.spawn_blocking(move || encode_all(&encoding.0, &encoding.1, encoding.2, batches, &encoding.3));
+        let reading = Reader {
+            plan: Arc::clone(&plan),
+            ranges: Arc::clone(&ranges),
+            tickets: Arc::clone(&tickets),
+            progress: Arc::clone(progress),
+        };
+        work.spawn(reading.run(reader, to_encoder));
+    }
+    drop(to_writer);
+    let (to_uploader, mut output) = mpsc::channel(PIECES_IN_FLIGHT);
+    let writing = (Arc::clone(&plan), Arc::clone(&layout), config.file_size.as_u64());
+    work.spawn_blocking(move || files::write(&writing.0, &writing.1, writing.2, encoded, &tickets, &to_uploader));
+    let names = FileNames { dataset: &plan.dataset.name, at: snapshot_at, extension: plan.extension() };
+    let uploaded = tokio::select! {
+        uploaded = upload(target, &names, &mut output, progress) => uploaded,
+        () = lease.cancelled() => Err(Error::Cancelled),
+    };
+    // Whoever still works finds that nobody listens, and ends.
+    drop(output);
+    let worked = finish(work).await;
+    // What broke the upload off says more than that it was broken off.
+    let files = match (uploaded, worked) {
+        (Err(error @ Error::Cancelled), _) => return Err(error),
+        (_, Err(error)) if !matches!(error, Error::Internal(_)) => return Err(error),
+        (Err(error), _) | (_, Err(error)) => return Err(error),
+        (Ok(files), Ok(())) => files,
+    };
+    let mut stats = Stats::default();
+    files.iter().for_each(|(_, file)| stats.add(&file.stats));
+    let bytes = files.iter().map(|(_, file)| file.bytes).sum();
+    let exported = Exported { files, snapshot_at, stats, bytes };
+    progress.enter("manifest");
+    let manifest = Manifest::new(&plan, target.id, &exported).to_json()?;
+    // A folder of its own has one manifest; any other may have several.
+    let name = if target.prefix.is_empty() { names.manifest() } else { manifest::FILE.to_owned() };
+    target.storage.put(&target.name(&name), manifest).await?;
+    Ok(exported)
+}
+
+/// The first error of all that work, once all have ended.
+async fn finish(mut work: JoinSet<Result<()>>) -> Result<()> {
+    let mut first: Result<()> = Ok(());
+    while let Some(ended) = work.join_next().await {
+        let ended = ended.unwrap_or_else(|error| Err(Error::Internal(format!("exporting failed: {error}"))));
+        // That somebody else had gone is no reason.
+        if let Err(error) = ended
+            && (first.is_ok() || matches!(first, Err(Error::Internal(_))))
+        {
+            first = Err(error);
+        }
+    }
+    first
+}
+
+/// How the table is cut into ranges of pages.
+struct Ranges {
+    pages: i64,
+    step: i64,
+    count: usize,
+    next: AtomicUsize,
+    limits: Limits,
+}
+
+impl Ranges {
+    fn new(plan: &Plan, config: &ExportConfig, snapshot: &Snapshot) -> Self {
+        let rows = if plan.format == Format::Parquet { config.batch_size } else { TEXT_ROWS.min(config.batch_size) };
+        let bytes = usize::try_from(config.batch_bytes.as_u64()).unwrap_or(usize::MAX);
+        // A range that turns out a little longer shall not leave a tiny part.
+        let limits = Limits { rows: rows + rows / 4, bytes };
+        let whole = plan.row_limit.is_some() || plan.is_lookup || snapshot.pages == 0 || snapshot.rows == 0;
+        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
+        let step = (snapshot.pages as f64 * rows as f64 / snapshot.rows as f64).ceil() as i64;
+        let step = if whole { i64::MAX } else { step.max(1) };
+        let count = if whole { 1 } else { usize::try_from((snapshot.pages + step - 1) / step).unwrap_or(1) };
+        Self { pages: snapshot.pages, step, count, next: AtomicUsize::new(0), limits }
+    }
+
+    fn readers(&self, config: &ExportConfig) -> usize {
+        config.connections.clamp(1, self.count.max(1))
+    }
+
+    /// The next range, and its pages; all of the table when it is one range.
+    fn next(&self) -> Option<(usize, Option<(i64, i64)>)> {
+        let range = self.next.fetch_add(1, Ordering::Relaxed);
+        if range >= self.count {
+            return None;
+        }
+        if self.count == 1 {
+            return Some((range, None));
+        }
+        let first = i64::try_from(range).ok()? * self.step;
+        Some((range, Some((first, (first + self.step).min(self.pages)))))
+    }
+}
+
+struct Reader {
+    plan: Arc<Plan>,
+    ranges: Arc<Ranges>,
+    tickets: Arc<Semaphore>,
+    progress: Arc<Progress>,
+}
+
+impl Reader {
+    /// Reads ranges until none is left.
+    async fn run(self, mut connection: PoolConnection<Postgres>, output: mpsc::Sender<Read>) -> Result<()> {
+        loop {
+            let ticket = tokio::select! {
+                ticket = self.tickets.acquire() => ticket,
+                () = output.closed() => return Ok(()),
+            };
+            let Ok(ticket) = ticket else { return Ok(()) };
+            ticket.forget();
+            let Some((range, pages)) = self.ranges.next() else {
+                // Others may be waiting for a ticket only to find the same.
+                self.tickets.add_permits(1);
+                break;
+            };
+            if !snapshot::read(&mut connection, &self.plan, range, pages, &self.progress, &output).await? {
+                return Ok(());
+            }
+        }
+        // No transaction outlives the read.
+        sqlx::query("-- export.end\nCOMMIT").execute(&mut *connection).await?;
+        Ok(())
+    }
+}
+
+fn encode_all(
+    plan: &Plan,
+    layout: &Layout,
+    limits: Limits,
+    mut batches: mpsc::Receiver<Read>,
+    output: &mpsc::Sender<Encoded>,
+) -> Result<()> {
+    let mut encoder = Encoder::new(plan, layout, limits);
+    let gone = |_| Error::Internal("the writer ended before the encoders".into());
+    while let Some(read) = batches.blocking_recv() {
+        let (range, part, has_ended) = match read {
+            Read::Batch(range, batch) => (range, encoder.write(&batch)?, false),
+            Read::End(range) => (range, encoder.finish()?, true),
+        };
+        if let Some(part) = part {
+            output.blocking_send(Encoded::Part(range, part)).map_err(gone)?;
+        }
+        if has_ended {
+            output.blocking_send(Encoded::End(range)).map_err(gone)?;
+        }
+    }
+    Ok(())
+}
+
+struct FileNames<'n> {
+    dataset: &'n str,
+    at: DateTime<Utc>,
+    extension: String,
+}
+
+impl FileNames<'_> {
+    /// The name of a file, numbered from the second on.
+    fn name(&self, number: usize) -> String {
+        let number = if number == 1 { String::new() } else { format!("_{number}") };
+        format!("{}{number}.{}", self.stem(), self.extension)
+    }
+
+    /// The name of the manifest in a folder that holds other exports.
+    fn manifest(&self) -> String {
+        format!("{}.{}", self.stem(), manifest::FILE)
+    }
+
+    fn stem(&self) -> String {
+        format!("{}_{}", self.dataset, self.at.format("%Y%m%d_%H%M%S"))
+    }
+}
+
+/// Uploads file after file. An upload that breaks off is aborted.
+async fn upload(
+    target: &Target<'_>,
+    names: &FileNames<'_>,
+    output: &mut mpsc::Receiver<Output>,
+    progress: &Progress,
+) -> Result<Vec<(String, Written)>> {
+    let mut files = Vec::new();
+    let mut upload: Option<Upload> = None;
+    while let Some(piece) = output.recv().await {
+        let current = match upload.take() {
+            Some(current) => current,
+            None => {
+                let name = names.name(files.len() + 1);
+                let upload = target.storage.create(&target.name(&name)).await?;
+                Upload { name, upload: Some(upload) }
+            }
+        };
+        match piece {
+            Output::Bytes(bytes) => {
+                progress.add_bytes(bytes.len() as u64);
+                upload = Some(current.put(bytes).await?);
+            }
+            Output::End(written) => files.push((current.finish().await?, written)),
+        }
+    }
+    match upload {
+        Some(unfinished) => {
+            drop(unfinished);
+            Err(Error::Internal("the writer ended within a file".into()))
+        }
+        None => Ok(files),
+    }
+}
+
+/// One file on its way. Dropped before it is finished, it is aborted, so that the storage keeps nothing of it.
+struct Upload {
+    name: String,
+    upload: Option<WriteMultipart>,
+}
+
+impl Upload {
+    async fn put(mut self, bytes: Bytes) -> Result<Self> {
+        if let Some(upload) = &mut self.upload {
+            upload.wait_for_capacity(PIECES_IN_FLIGHT).await?;
+            upload.put(bytes);
+        }
+        Ok(self)
+    }
+
+    /// Completes the file, and answers with its name.
+    async fn finish(mut self) -> Result<String> {
+        if let Some(upload) = self.upload.take() {
+            upload.finish().await?;
+        }
+        Ok(std::mem::take(&mut self.name))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            tokio::spawn(async move {
+                if let Err(error) = upload.abort().await {
+                    tracing::warn!(%error, "an upload could not be aborted");
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Rows as Parquet: how each column is encoded, row groups that several threads encode, and the file they end in.
+
+use std::io;
+use std::io::Write;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::{ArrowColumnChunk, ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
+use parquet::basic::{Compression as Codec, Encoding, GzipLevel, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::types::ColumnPath;
+
+use super::spec::{Compression, Plan};
+use crate::dataset::Kind;
+use crate::error::{Error, Result};
+
+/// A dictionary beyond this is given up for plain values. The usual limit, 1 MiB, spills the names of taxa.
+const DICTIONARY: usize = 8 * 1024 * 1024;
+
+/// Distinct values of a looked-up column in one row group that its Bloom filter is made for, and its rate of errors:
+/// about 24 KiB a filter.
+const BLOOM_VALUES: u64 = 20_000;
+const BLOOM_ERRORS: f64 = 0.01;
+
+/// Text statistics are cut to this many bytes: enough to tell samples and taxa apart.
+const STATISTICS: usize = 64;
+
+/// How the files of one export are written.
+#[derive(Clone)]
+pub struct Layout {
+    schema: SchemaRef,
+    properties: WriterProperties,
+    row_groups: Arc<ArrowRowGroupWriterFactory>,
+}
+
+impl Layout {
+    /// The layout of a plan; `notes` are kept in each file's metadata.
+    ///
+    /// # Errors
+    /// A schema that Parquet does not know.
+    pub fn new(plan: &Plan, notes: &[(&str, String)]) -> Result<Self> {
+        let properties = properties(plan, notes)?;
+        let writer = ArrowWriter::try_new(io::sink(), Arc::clone(&plan.schema), Some(properties.clone()));
+        let (_, row_groups) = writer.and_then(ArrowWriter::into_serialized_writer).map_err(fault)?;
+        Ok(Self { schema: Arc::clone(&plan.schema), properties, row_groups: Arc::new(row_groups) })
+    }
+
+    /// Begins a row group, which any thread may fill.
+    ///
+    /// # Errors
+    /// A fault of the library.
+    pub fn row_group(&self) -> Result<RowGroup> {
+        let writers = self.row_groups.create_column_writers(0).map_err(fault)?;
+        Ok(RowGroup { schema: Arc::clone(&self.schema), writers })
+    }
+
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn file<W: Write + Send>(&self, output: W) -> Result<File<W>> {
+        let writer = ArrowWriter::try_new(output, Arc::clone(&self.schema), Some(self.properties.clone()));
+        let (writer, _) = writer.and_then(ArrowWriter::into_serialized_writer).map_err(fault)?;
+        Ok(File { writer })
+    }
+}
+
+/// A row group that is being encoded and compressed, in memory.
+pub struct RowGroup {
+    schema: SchemaRef,
+    writers: Vec<ArrowColumnWriter>,
+}
+
+impl RowGroup {
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// A fault of the library.
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        let mut writers = self.writers.iter_mut();
+        for (field, column) in self.schema.fields().iter().zip(batch.columns()) {
+            for leaf in compute_leaves(field, column).map_err(fault)? {
+                let Some(writer) = writers.next() else { break };
+                writer.write(&leaf).map_err(fault)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that it takes in memory.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.writers.iter().map(ArrowColumnWriter::memory_size).sum()
+    }
+
+    /// The encoded columns.
+    ///
+    /// # Errors
+    /// A fault of the library.
+    pub fn finish(self) -> Result<Vec<ArrowColumnChunk>> {
+        self.writers.into_iter().map(|writer| writer.close().map_err(fault)).collect()
+    }
+}
+
+/// A file that row groups are appended to.
+pub struct File<W: Write + Send> {
+    writer: SerializedFileWriter<W>,
+}
+
+impl<W: Write + Send> File<W> {
+    /// Bytes written so far.
+    pub fn bytes(&self) -> u64 {
+        self.writer.bytes_written() as u64
+    }
+
+    /// Appends an encoded row group.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn append(&mut self, columns: Vec<ArrowColumnChunk>) -> Result<()> {
+        let mut row_group = self.writer.next_row_group().map_err(fault)?;
+        for column in columns {
+            column.append_to_row_group(&mut row_group).map_err(fault)?;
+        }
+        row_group.close().map_err(fault)?;
+        Ok(())
+    }
+
+    /// Writes the footer, which says how many rows there are.
+    ///
+    /// # Errors
+    /// What the output says.
+    pub fn finish(mut self, rows: u64) -> Result<W> {
+        self.writer.append_key_value_metadata(KeyValue::new("nvd.rows".to_owned(), rows.to_string()));
+        self.writer.into_inner().map_err(fault)
+    }
+}
+
+fn properties(plan: &Plan, notes: &[(&str, String)]) -> Result<WriterProperties> {
+    let codec = match plan.compression {
+        Compression::Zstd => Codec::ZSTD(ZstdLevel::try_new(plan.level).map_err(fault)?),
+        Compression::Gzip => {
+            let level = u32::try_from(plan.level).unwrap_or_default();
+            Codec::GZIP(GzipLevel::try_new(level).map_err(fault)?)
+        }
+        Compression::Snappy => Codec::SNAPPY,
+        Compression::Lz4 => Codec::LZ4_RAW,
+        Compression::None => Codec::UNCOMPRESSED,
+    };
+    let notes = notes.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
+    let mut properties = WriterProperties::builder()
+        .set_writer_version(WriterVersion::PARQUET_2_0)
+        .set_created_by(format!("nvd-support-car version {}", env!("CARGO_PKG_VERSION")))
+        .set_compression(codec)
+        .set_dictionary_page_size_limit(DICTIONARY)
+        .set_statistics_enabled(EnabledStatistics::Page)
+        .set_statistics_truncate_length(Some(STATISTICS))
+        .set_column_index_truncate_length(Some(STATISTICS))
+        .set_key_value_metadata(Some(notes));
+    for column in &plan.columns {
+        let path = || ColumnPath::new(vec![column.name.clone()]);
+        properties = properties.set_column_dictionary_enabled(path(), column.repeats);
+        if matches!(column.kind, Kind::Int | Kind::Timestamp) {
+            properties = properties.set_column_encoding(path(), Encoding::DELTA_BINARY_PACKED);
+        }
+        if column.lookup {
+            properties = properties
+                .set_column_bloom_filter_enabled(path(), true)
+                .set_column_bloom_filter_fpp(path(), BLOOM_ERRORS)
+                .set_column_bloom_filter_max_ndv(path(), BLOOM_VALUES);
+        }
+    }
+    Ok(properties.build())
+}
+
+fn fault(error: ParquetError) -> Error {
+    Error::Internal(format!("writing Parquet failed: {error}"))
+}

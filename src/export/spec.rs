@@ -1,0 +1,279 @@
+//! What is wanted of a dataset, and whether it can be had.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ::arrow::datatypes::{Schema, SchemaRef};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use crate::config::{Compression, Format};
+use crate::dataset::{Cell, Dataset, Fault, Kind, arrow, sql};
+use crate::error::{Error, Result};
+
+/// The column that says when a row was stored: ranges of time are about it.
+pub const TIME_COLUMN: &str = "created_at";
+
+/// Columns of the service that say which row this is.
+const IDENTITY: [(&str, &str); 2] =
+    [("submission_id", "\"submission_id\""), ("ordinal", "\"ordinal\"::bigint AS \"ordinal\"")];
+
+/// Which rows and columns of a dataset are exported, and how they are written.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExportSpec {
+    /// The form of the files.
+    pub format: Format,
+    /// How the files are compressed; the configured default when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+    /// The level of Zstandard (1 to 22) or gzip (0 to 9); the configured default when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = 3, minimum = 0, maximum = 22)]
+    pub compression_level: Option<i32>,
+    /// These columns, in this order; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(["sample_id", "taxid", "rel_abundance"]))]
+    pub columns: Option<Vec<String>>,
+    /// At most so many rows, the earliest stored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub row_limit: Option<u64>,
+    /// Rows stored at that time or later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<DateTime<Utc>>,
+    /// Rows stored before that time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<DateTime<Utc>>,
+    /// Rows that have these values in these columns.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(example = json!({"sample_id": "SRR12689945"}))]
+    pub filters: BTreeMap<String, Value>,
+    /// Whether `submission_id` and `ordinal`, which name a row for ever, are exported too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub service_columns: bool,
+}
+
+/// A column as it is read and written.
+#[derive(Debug, Clone)]
+pub struct Selected {
+    /// Its name in the file.
+    pub name: String,
+    /// The type of its values.
+    pub kind: Kind,
+    /// Whether its values are few and repeat, so that a dictionary makes them small.
+    pub repeats: bool,
+    /// Whether readers look it up by equality.
+    pub lookup: bool,
+    sql: String,
+}
+
+/// A checked [`ExportSpec`].
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Whose rows.
+    pub dataset: Arc<Dataset>,
+    /// The columns of the files.
+    pub columns: Vec<Selected>,
+    /// The same in Arrow.
+    pub schema: SchemaRef,
+    /// The form of the files.
+    pub format: Format,
+    /// How they are compressed.
+    pub compression: Compression,
+    /// At which level.
+    pub level: i32,
+    /// At most so many rows.
+    pub row_limit: Option<u64>,
+    /// Whether an index finds the rows, so that reading all of the table would be a waste.
+    pub is_lookup: bool,
+    conditions: Vec<String>,
+}
+
+impl ExportSpec {
+    /// Checks the specification against a dataset; `default` is the compression where none is given.
+    ///
+    /// # Errors
+    /// Every field that is wrong.
+    pub fn plan(&self, dataset: &Arc<Dataset>, default: (Compression, i32)) -> Result<Plan> {
+        let mut faults = Vec::new();
+        let columns = self.selected(dataset, &mut faults);
+        let conditions = self.conditions(dataset, &mut faults);
+        let (compression, level) = self.compression(default, &mut faults);
+        if self.row_limit == Some(0) {
+            faults.push(Fault::of_parameter("row_limit", "must be at least 1"));
+        }
+        if !faults.is_empty() {
+            return Err(Error::Faults(faults));
+        }
+        let known = |name: &str| dataset.columns.iter().find(|column| column.name == name);
+        let fields: Vec<_> =
+            columns.iter().map(|column| arrow::field(&column.name, column.kind, known(&column.name))).collect();
+        Ok(Plan {
+            dataset: Arc::clone(dataset),
+            schema: Arc::new(Schema::new(fields)),
+            columns,
+            format: self.format,
+            compression,
+            level,
+            row_limit: self.row_limit,
+            is_lookup: !self.filters.is_empty(),
+            conditions,
+        })
+    }
+
+    fn selected(&self, dataset: &Dataset, faults: &mut Vec<Fault>) -> Vec<Selected> {
+        let all = all_columns(dataset);
+        let Some(names) = &self.columns else {
+            let hidden = |name: &str| !self.service_columns && IDENTITY.iter().any(|(identity, _)| *identity == name);
+            return all.into_iter().filter(|column| !hidden(&column.name)).collect();
+        };
+        let mut selected: Vec<Selected> = Vec::new();
+        for name in names {
+            match all.iter().find(|column| column.name == *name) {
+                Some(_) if selected.iter().any(|column| column.name == *name) => {
+                    faults.push(Fault::of_parameter("columns", format!("names `{name}` twice")));
+                }
+                Some(column) => selected.push(column.clone()),
+                None => faults.push(Fault::of_parameter(
+                    "columns",
+                    format!("`{name}` is no column of {}; GET /datasets/{} lists them", dataset.name, dataset.name),
+                )),
+            }
+        }
+        if names.is_empty() {
+            faults.push(Fault::of_parameter("columns", "is empty; leave it out for all columns"));
+        }
+        selected
+    }
+
+    fn conditions(&self, dataset: &Dataset, faults: &mut Vec<Fault>) -> Vec<String> {
+        let mut conditions = Vec::new();
+        if let (Some(from), Some(to)) = (self.from, self.to)
+            && from >= to
+        {
+            faults.push(Fault::of_parameter("to", "must be later than `from`"));
+        }
+        let moment = |time: DateTime<Utc>| sql::literal(&Cell::Timestamp(time.timestamp_micros()));
+        let time = sql::quoted(TIME_COLUMN);
+        conditions.extend(self.from.map(|from| format!("{time} >= {}", moment(from))));
+        conditions.extend(self.to.map(|to| format!("{time} < {}", moment(to))));
+        for (name, value) in &self.filters {
+            match filter(dataset, name, value) {
+                Ok(condition) => conditions.push(condition),
+                Err(reason) => faults.push(Fault::of_parameter(&format!("filters.{name}"), reason)),
+            }
+        }
+        conditions
+    }
+
+    fn compression(&self, default: (Compression, i32), faults: &mut Vec<Fault>) -> (Compression, i32) {
+        let is_text = self.format != Format::Parquet;
+        let fallback = match default.0 {
+            Compression::Snappy | Compression::Lz4 if is_text => Compression::Zstd,
+            compression => compression,
+        };
+        let compression = self.compression.unwrap_or(fallback);
+        if is_text && matches!(compression, Compression::Snappy | Compression::Lz4) {
+            let reason = format!("text files are compressed by zstd, gzip or none, not {}", compression.as_str());
+            faults.push(Fault::of_parameter("compression", reason));
+        }
+        let (range, usual) = match compression {
+            Compression::Zstd => (1..=22, 3),
+            Compression::Gzip => (0..=9, 6),
+            _ => (0..=0, 0),
+        };
+        let configured = if compression == default.0 { default.1 } else { usual };
+        let level = self.compression_level.unwrap_or(configured);
+        if !range.contains(&level) && range != (0..=0) {
+            let reason = format!("must be between {} and {} for {}", range.start(), range.end(), compression.as_str());
+            faults.push(Fault::of_parameter("compression_level", reason));
+        }
+        (compression, level)
+    }
+}
+
+impl Plan {
+    /// The COPY of the rows in a range of pages, or of all rows.
+    #[must_use]
+    pub fn copy_out(&self, pages: Option<(i64, i64)>) -> String {
+        let columns: Vec<&str> = self.columns.iter().map(|column| column.sql.as_str()).collect();
+        let mut conditions = self.conditions.clone();
+        if let Some((first, end)) = pages {
+            conditions.push(format!("ctid >= '({first},0)' AND ctid < '({end},0)'"));
+        }
+        let mut query = format!("SELECT {} FROM {}", columns.join(", "), sql::quoted(&self.dataset.table));
+        if !conditions.is_empty() {
+            query = format!("{query} WHERE {}", conditions.join(" AND "));
+        }
+        if let Some(limit) = self.row_limit {
+            query = format!("{query} ORDER BY submission_id, ordinal LIMIT {limit}");
+        }
+        format!("COPY ({query}) TO STDOUT (FORMAT binary)")
+    }
+
+    /// Whether every row of the dataset is exported.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.conditions.is_empty() && self.row_limit.is_none()
+    }
+
+    /// The ending of file names, such as `parquet` or `csv.gz`.
+    #[must_use]
+    pub fn extension(&self) -> String {
+        let compression = match self.compression {
+            _ if self.format == Format::Parquet => "",
+            Compression::Gzip => ".gz",
+            Compression::Zstd => ".zst",
+            _ => "",
+        };
+        format!("{}{compression}", self.format.as_str())
+    }
+}
+
+fn all_columns(dataset: &Dataset) -> Vec<Selected> {
+    let lookup: Vec<&str> = arrow::lookup_columns(dataset).collect();
+    let service = |name: &str, kind, sql: &str| Selected {
+        name: name.to_owned(),
+        kind,
+        repeats: false,
+        lookup: false,
+        sql: sql.to_owned(),
+    };
+    let identity = IDENTITY.iter().map(|(name, sql)| service(name, Kind::Int, sql));
+    let data = dataset.columns.iter().map(|column| Selected {
+        name: column.name.clone(),
+        kind: column.kind,
+        repeats: column.kind == Kind::Text || arrow::is_fraction(column),
+        lookup: lookup.contains(&column.name.as_str()),
+        sql: sql::quoted(&column.name),
+    });
+    let rest = [
+        service("extra", Kind::Json, &sql::quoted("extra")),
+        service(TIME_COLUMN, Kind::Timestamp, &sql::quoted(TIME_COLUMN)),
+    ];
+    identity.chain(data).chain(rest).collect()
+}
+
+/// An equality as SQL.
+fn filter(dataset: &Dataset, name: &str, value: &Value) -> Result<String, String> {
+    let Some(column) = dataset.columns.iter().find(|column| column.name == name) else {
+        return Err(format!("is no column of {}", dataset.name));
+    };
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        Value::Bool(value) => value.to_string(),
+        _ => return Err("must be one text, number or truth value".to_owned()),
+    };
+    if text.contains('\0') || (text.is_empty() && column.kind != Kind::Text) {
+        return Err(column.kind.expected().to_owned());
+    }
+    let cell = match column.kind {
+        Kind::Text => Cell::Text(text.as_str().into()),
+        Kind::Int | Kind::Bool => column.kind.parse(&text)?,
+        _ => return Err("only text, whole numbers and truth values can be filtered by".to_owned()),
+    };
+    Ok(format!("{} = {}", sql::quoted(name), sql::literal(&cell)))
+}

@@ -1,0 +1,330 @@
+//! The catalogue of exports, and asking for one.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::header::{LINK, LOCATION};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{AppendHeaders, IntoResponse};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::problem::Problem;
+use super::{Http, links};
+use crate::db::exports::{self, Export, ExportFile, Filter};
+use crate::db::jobs;
+use crate::error::{Error, Result};
+use crate::export::spec::ExportSpec;
+use crate::jobs::{self as work, NewExport, retention};
+
+/// One file of an export.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = ExportFile)]
+pub struct FileBody {
+    /// Its name.
+    #[schema(example = "gottcha2_20261121_050000.parquet")]
+    file_name: String,
+    /// Its rows.
+    #[schema(example = 2_000_000, minimum = 0)]
+    rows: i64,
+    /// Its size.
+    #[schema(example = 90_211_004, minimum = 0)]
+    size_bytes: i64,
+    /// SHA-256 of its bytes, in hexadecimal.
+    sha256: String,
+    /// When the earliest of its rows was stored.
+    min_time: Option<DateTime<Utc>>,
+    /// When the latest of its rows was stored.
+    max_time: Option<DateTime<Utc>>,
+}
+
+/// An export. What is known only at its end is null before.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Export)]
+pub struct ExportBody {
+    /// Grows with time.
+    id: Uuid,
+    /// The job that writes it.
+    job_id: Uuid,
+    /// The dataset's name.
+    #[schema(example = "gottcha2")]
+    table: String,
+    /// `pending`, `running`, `completed`, `failed` or `cancelled`.
+    #[schema(example = "completed")]
+    status: String,
+    /// `parquet`, `csv`, `json` or `jsonl`.
+    #[schema(example = "parquet")]
+    format: Value,
+    /// How it is compressed.
+    #[schema(example = "zstd")]
+    compression: String,
+    /// A link that works without headers for a while: for pandas, DuckDB, Polars, curl.
+    download_url: Option<String>,
+    /// The name of its file, or of its first one.
+    #[schema(example = "gottcha2_20261121_050000.parquet")]
+    file_name: Option<String>,
+    /// Rows of all files.
+    #[schema(example = 2_000_000, minimum = 0)]
+    rows: Option<i64>,
+    /// Size of all files.
+    #[schema(example = 90_211_004, minimum = 0)]
+    size_bytes: Option<i64>,
+    /// SHA-256 of its file in hexadecimal; null when there are several.
+    sha256: Option<String>,
+    /// How many times larger the same rows are as CSV, estimated.
+    #[schema(example = 4.1)]
+    compression_ratio: Option<f64>,
+    /// When the state was taken that it holds.
+    snapshot_at: Option<DateTime<Utc>>,
+    /// When it was asked for.
+    created_at: DateTime<Utc>,
+    /// When it was complete.
+    completed_at: Option<DateTime<Utc>>,
+    /// When it may be removed.
+    expires_at: Option<DateTime<Utc>>,
+    /// Its files, in order.
+    files: Vec<FileBody>,
+}
+
+/// Which exports are wanted.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Of that dataset.
+    table: Option<String>,
+    /// At most so many, 10 unless told.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<i64>,
+    /// In that state: `completed` unless told; `all` for every state.
+    status: Option<String>,
+    /// Where the page before ended: the `id` of its last entry. The `Link` header has the whole address.
+    cursor: Option<Uuid>,
+}
+
+/// Lists exports, newest first.
+///
+/// The address of the next page, if there is one, stands in the `Link` header with `rel="next"`.
+#[utoipa::path(get, path = "/exports", operation_id = "list_exports", tag = "exports", params(ListQuery),
+    responses((status = 200, description = "A page of exports", body = Vec<ExportBody>,
+        headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
+pub async fn list_exports(
+    State(http): State<Http>,
+    uri: Uri,
+    headers: HeaderMap,
+    Query(query): Query<ListQuery>,
+) -> Result<impl IntoResponse, Problem> {
+    let limit = query.limit.unwrap_or(10);
+    if !(1..=1000).contains(&limit) {
+        return Err(Error::parameter("limit", "must be between 1 and 1000").into());
+    }
+    if let Some(name) = &query.table {
+        super::datasets::find(&http, name)?;
+    }
+    let status = query.status.as_deref().unwrap_or("completed");
+    let known = ["pending", "running", "completed", "failed", "cancelled"];
+    if status != "all" && !known.contains(&status) {
+        return Err(Error::parameter("status", format!("must be one of {}, all", known.join(", "))).into());
+    }
+    let status = (status != "all").then_some(status);
+    let filter = Filter { dataset: query.table.as_deref(), status, before: query.cursor, limit };
+    let found = exports::list(&http.app.pool, &filter).await?;
+    let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
+    let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, last.id)));
+    Ok((AppendHeaders(next), Json(bodies(&http, &headers, found).await?)))
+}
+
+/// One export.
+#[utoipa::path(get, path = "/exports/{id}", operation_id = "get_export", tag = "exports",
+    params(("id" = Uuid, Path, description = "The export's id")),
+    responses((status = 200, description = "The export", body = ExportBody)))]
+pub async fn get_export(
+    State(http): State<Http>,
+    headers: HeaderMap,
+    Path(id): Path<Uuid>,
+) -> Result<Json<ExportBody>, Problem> {
+    let export = find(&http, id).await?;
+    let body = bodies(&http, &headers, vec![export]).await?.pop();
+    Ok(Json(body.ok_or_else(|| not_found(id))?))
+}
+
+/// Removes an export and its files. One that is still to be written has to be cancelled first.
+#[utoipa::path(delete, path = "/exports/{id}", operation_id = "delete_export", tag = "exports",
+    params(("id" = Uuid, Path, description = "The export's id")),
+    responses((status = 204, description = "Removed"), (status = 409, description = "It is still to be written")))]
+pub async fn delete_export(State(http): State<Http>, Path(id): Path<Uuid>) -> Result<StatusCode, Problem> {
+    let export = find(&http, id).await?;
+    if ["pending", "running"].contains(&export.status.as_str()) {
+        return Err(Error::Conflict(format!(
+            "this export is {}: POST /jobs/{}/cancel first",
+            export.status, export.job_id
+        ))
+        .into());
+    }
+    if !retention::remove(&http.app, &export).await? {
+        return Err(not_found(id).into());
+    }
+    tracing::info!(export = %id, dataset = export.dataset, "export removed");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// An export that is asked for: a dataset, and which of its rows and columns in which form.
+#[derive(Debug, Deserialize, utoipa::ToSchema)]
+pub struct ExportRequest {
+    /// The dataset's name.
+    #[schema(example = "gottcha2")]
+    table: String,
+    /// What of it.
+    #[serde(flatten)]
+    spec: ExportSpec,
+}
+
+/// A job that was made.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = ExportJob)]
+pub struct TriggerBody {
+    /// Ask `GET /jobs/{id}` how far it is.
+    job_id: Uuid,
+    /// The export that it writes.
+    export_id: Option<Uuid>,
+    /// `pending`, unless the same was asked for before.
+    #[schema(example = "pending")]
+    status: String,
+    /// The dataset's name.
+    #[schema(example = "gottcha2")]
+    table: String,
+    /// When it was made.
+    created_at: DateTime<Utc>,
+}
+
+/// Asks for an export. It is written in the background.
+///
+/// With an `Idempotency-Key` that was used before, the answer is the job of then.
+#[utoipa::path(post, path = "/exports/trigger", operation_id = "trigger_export", tag = "exports",
+    request_body = ExportRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made")),
+    responses((status = 202, description = "A job was made, or found", body = TriggerBody,
+        headers(("Location" = String, description = "The job"))),
+        (status = 409, description = "The key was used for another export")))]
+pub async fn trigger_export(
+    State(http): State<Http>,
+    headers: HeaderMap,
+    Json(request): Json<Value>,
+) -> Result<impl IntoResponse, Problem> {
+    let request = parse(request)?;
+    let dataset = super::datasets::find(&http, &request.table)?;
+    let config = &http.app.config.export;
+    request.spec.plan(&dataset, (config.compression, config.compression_level))?;
+    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+    if key.is_some_and(|key| key.is_empty() || key.len() > 255) {
+        return Err(Error::parameter("Idempotency-Key", "must be 1 to 255 characters").into());
+    }
+    let key = key.map(|key| format!("trigger:{key}"));
+    let mut transaction = http.app.pool.begin().await?;
+    let new = NewExport {
+        dataset: &dataset,
+        spec: &request.spec,
+        retention_days: config.retention_days,
+        dedupe_key: key.as_deref(),
+    };
+    let job = work::enqueue_export(&http.app, &mut transaction, &new).await?;
+    transaction.commit().await?;
+    http.app.new_job.notify_one();
+    let export = exports::by_job(&http.app.pool, job.id).await?;
+    let body = TriggerBody {
+        job_id: job.id,
+        export_id: export.map(|export| export.id),
+        status: job.state,
+        table: request.table,
+        created_at: job.created_at,
+    };
+    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/jobs/{}", job.id))], Json(body)))
+}
+
+/// Reads a request, and says which field is wrong. (serde's flattening would let unknown fields pass.)
+fn parse(mut request: Value) -> Result<ExportRequest> {
+    let table = request.as_object_mut().and_then(|fields| fields.remove("table"));
+    let Some(Value::String(table)) = table else {
+        return Err(Error::parameter("table", "is required: the name of a dataset; GET /datasets lists them"));
+    };
+    let spec: ExportSpec = serde_json::from_value(request).map_err(|error| {
+        let reason = error.to_string();
+        let field = reason.split('`').nth(1).unwrap_or("body").to_owned();
+        Error::parameter(&field, reason)
+    })?;
+    Ok(ExportRequest { table, spec })
+}
+
+/// The export of that id.
+pub async fn find(http: &Http, id: Uuid) -> Result<Export> {
+    exports::by_id(&http.app.pool, id).await?.ok_or_else(|| not_found(id))
+}
+
+fn not_found(id: Uuid) -> Error {
+    Error::NotFound { what: "export", name: id.to_string() }
+}
+
+async fn bodies(http: &Http, headers: &HeaderMap, found: Vec<Export>) -> Result<Vec<ExportBody>> {
+    let ids: Vec<Uuid> = found.iter().map(|export| export.id).collect();
+    let files = exports::files(&http.app.pool, &ids).await?;
+    let base = links::base(&http.app, headers);
+    let mut bodies = Vec::new();
+    for export in found {
+        let files: Vec<&ExportFile> = files.iter().filter(|file| file.export_id == export.id).collect();
+        let link = match (export.completed_at, files.as_slice()) {
+            (None, _) => None,
+            (_, [only]) => Some(links::make(&http.app, &base, export.id, &only.name).await?),
+            _ => Some(links::make(&http.app, &base, export.id, &archive_name(&export)).await?),
+        };
+        bodies.push(body(http, export, &files, link));
+    }
+    Ok(bodies)
+}
+
+fn body(http: &Http, export: Export, files: &[&ExportFile], download_url: Option<String>) -> ExportBody {
+    let hex = |file: &&ExportFile| data_encoding::HEXLOWER.encode(&file.sha256);
+    let compression = export.spec.get("compression").and_then(Value::as_str);
+    let compression = compression.unwrap_or(http.app.config.export.compression.as_str()).to_owned();
+    #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+    let ratio = |(csv, bytes): (i64, i64)| (csv as f64 / bytes.max(1) as f64 * 100.0).round() / 100.0;
+    ExportBody {
+        id: export.id,
+        job_id: export.job_id,
+        table: export.dataset,
+        status: export.status,
+        format: export.spec.get("format").cloned().unwrap_or_else(|| "parquet".into()),
+        compression,
+        download_url,
+        file_name: files.first().map(|file| file.name.clone()),
+        rows: export.rows,
+        size_bytes: export.bytes,
+        sha256: files.first().filter(|_| files.len() == 1).map(hex),
+        compression_ratio: export.csv_bytes.zip(export.bytes).map(ratio),
+        snapshot_at: export.snapshot_at,
+        created_at: export.created_at,
+        completed_at: export.completed_at,
+        expires_at: export.expires_at,
+        files: files
+            .iter()
+            .map(|file| FileBody {
+                file_name: file.name.clone(),
+                rows: file.rows,
+                size_bytes: file.bytes,
+                sha256: hex(file),
+                min_time: file.min_time,
+                max_time: file.max_time,
+            })
+            .collect(),
+    }
+}
+
+/// The name of an export of several files when it is downloaded as one.
+pub fn archive_name(export: &Export) -> String {
+    format!("{}_{}.zip", export.dataset, export.id)
+}
+
+/// The export that a job writes.
+pub async fn export_of(http: &Http, job: &jobs::Job) -> Result<Option<Uuid>> {
+    Ok(exports::by_job(&http.app.pool, job.id).await?.map(|export| export.id))
+}

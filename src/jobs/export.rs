@@ -1,0 +1,72 @@
+//! The job that writes one export, and records it in the transaction that ends the job.
+
+use std::time::Instant;
+
+use chrono::DateTime;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::db::exports::{self, Completed, ExportFile};
+use crate::db::jobs::{self, Lease};
+use crate::error::{Error, Result};
+use crate::export::spec::ExportSpec;
+use crate::export::{self, Exported, Target};
+use crate::telemetry;
+
+/// Writes the export; false when the job had become somebody else's, and nothing was recorded.
+pub async fn run(app: &App, lease: &Lease, id: Uuid, retention_days: u32) -> Result<bool> {
+    let started = Instant::now();
+    let Some(export) = exports::by_id(&app.pool, id).await? else {
+        return Err(Error::NotFound { what: "export", name: id.to_string() });
+    };
+    let result = write(app, lease, &export, retention_days).await;
+    let counted = result.as_ref().map(|done| done.as_ref().map(|done| (done.stats.rows, done.bytes)));
+    telemetry::exported(&export.dataset, &counted, started.elapsed());
+    Ok(result?.is_some())
+}
+
+async fn write(app: &App, lease: &Lease, export: &exports::Export, retention_days: u32) -> Result<Option<Exported>> {
+    let config = &app.config.export;
+    let dataset = app.datasets.get(&export.dataset);
+    let dataset = dataset.ok_or_else(|| Error::NotFound { what: "dataset", name: export.dataset.clone() })?;
+    let spec: ExportSpec = serde_json::from_value(export.spec.clone())
+        .map_err(|error| Error::Internal(format!("a stored export cannot be read: {error}")))?;
+    let plan = spec.plan(dataset, (config.compression, config.compression_level))?;
+    // Each attempt has a folder of its own: what a dead attempt still writes is in nobody's way.
+    let prefix = format!("{}/{}/{}", export.dataset, export.id, lease.attempt);
+    let target = Target::new(export.id, &app.storage, prefix);
+    let exported = export::run(&app.pool, config, plan, &target, lease).await?;
+    let done = completed(export.id, target.prefix, retention_days, &exported);
+    let mut transaction = app.pool.begin().await?;
+    exports::complete(&mut transaction, export.id, &done).await?;
+    if !jobs::complete(&mut transaction, lease).await? {
+        transaction.rollback().await?;
+        app.storage.delete(&done.prefix).await?;
+        return Ok(None);
+    }
+    transaction.commit().await?;
+    tracing::info!(export = %export.id, dataset = export.dataset, rows = done.rows, bytes = done.bytes, "export complete");
+    Ok(Some(exported))
+}
+
+fn completed(id: Uuid, prefix: String, retention_days: u32, exported: &Exported) -> Completed {
+    let files = (1..).zip(&exported.files).map(|(number, (name, file))| ExportFile {
+        export_id: id,
+        number,
+        name: name.clone(),
+        rows: file.stats.rows.cast_signed(),
+        bytes: file.bytes.cast_signed(),
+        sha256: file.sha256.to_vec(),
+        min_time: file.stats.time.and_then(|(min, _)| DateTime::from_timestamp_micros(min)),
+        max_time: file.stats.time.and_then(|(_, max)| DateTime::from_timestamp_micros(max)),
+    });
+    Completed {
+        rows: exported.stats.rows,
+        bytes: exported.bytes,
+        csv_bytes: exported.stats.csv_bytes,
+        prefix,
+        snapshot_at: exported.snapshot_at,
+        retention_days,
+        files: files.collect(),
+    }
+}

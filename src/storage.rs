@@ -1,0 +1,272 @@
+//! Where files lie: a local folder, or a bucket of S3, Azure or Google Cloud, told by one URL.
+
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::signer::Signer;
+use object_store::{BackoffConfig, GetOptions, GetRange, ObjectStore, ObjectStoreExt, RetryConfig, WriteMultipart};
+use reqwest::{Method, Url};
+
+use crate::error::{Error, Result};
+
+/// Bytes of one part of an upload. S3 takes at most 10,000 parts: files of up to 80 GiB.
+const PART: usize = 8 * 1024 * 1024;
+
+/// An opened storage. All names are relative to its root.
+#[derive(Debug, Clone)]
+pub struct Storage {
+    store: Arc<dyn ObjectStore>,
+    signer: Option<Arc<dyn Signer>>,
+    /// The folder of a local storage.
+    folder: Option<Arc<FilePath>>,
+    root: Path,
+    url: String,
+}
+
+/// A file of the storage.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// Its name, relative to the root.
+    pub name: String,
+    /// When it was last written.
+    pub modified: DateTime<Utc>,
+}
+
+impl Storage {
+    /// Opens a folder (`exports`, `/srv/exports`, `file:///srv/exports`, made where it is missing) or a bucket
+    /// (`s3://bucket/prefix?region=eu-west-1&endpoint=http://...`, `az://container/prefix`, `gs://bucket/prefix`).
+    /// Credentials come from the usual environment variables of each cloud.
+    ///
+    /// # Errors
+    /// A URL of another kind, an unknown option, missing credentials, a folder that cannot be made.
+    pub fn open(location: &str) -> Result<Self> {
+        let Some((scheme, _)) = location.split_once("://") else {
+            return Self::local(FilePath::new(location));
+        };
+        let url = Url::parse(location).map_err(|error| fault(location, &error))?;
+        let bucket = url.host_str().unwrap_or_default().to_owned();
+        let options: Vec<(String, String)> =
+            url.query_pairs().map(|(key, value)| (key.into_owned(), value.into_owned())).collect();
+        let root = Path::from_url_path(url.path()).map_err(|error| fault(location, &error))?;
+        let shown = format!("{scheme}://{bucket}/{root}");
+        let is_plain = options.iter().any(|(key, value)| key == "endpoint" && value.starts_with("http://"));
+        match scheme {
+            "file" => {
+                let path =
+                    url.to_file_path().map_err(|()| fault(location, &"it names a host; write file:///folder"))?;
+                Self::local(&path)
+            }
+            "s3" | "s3a" => {
+                let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retries());
+                builder = builder.with_allow_http(is_plain);
+                for (key, value) in options {
+                    builder = builder.with_config(key.parse().map_err(|error| fault(location, &error))?, value);
+                }
+                let store = Arc::new(builder.build().map_err(|error| fault(location, &error))?);
+                Ok(Self { store: store.clone(), signer: Some(store), folder: None, root, url: shown })
+            }
+            "az" | "azure" | "abfs" | "abfss" => {
+                let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(bucket).with_retry(retries());
+                builder = builder.with_allow_http(is_plain);
+                for (key, value) in options {
+                    builder = builder.with_config(key.parse().map_err(|error| fault(location, &error))?, value);
+                }
+                let store = Arc::new(builder.build().map_err(|error| fault(location, &error))?);
+                Ok(Self { store: store.clone(), signer: Some(store), folder: None, root, url: shown })
+            }
+            "gs" => {
+                let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_retry(retries());
+                for (key, value) in options {
+                    builder = builder.with_config(key.parse().map_err(|error| fault(location, &error))?, value);
+                }
+                let store = Arc::new(builder.build().map_err(|error| fault(location, &error))?);
+                Ok(Self { store: store.clone(), signer: Some(store), folder: None, root, url: shown })
+            }
+            _ => Err(fault(location, &"use a folder, file://, s3://, az:// or gs://")),
+        }
+    }
+
+    fn local(folder: &FilePath) -> Result<Self> {
+        let fail = |error: &dyn std::fmt::Display| fault(&folder.display().to_string(), error);
+        std::fs::create_dir_all(folder).map_err(|error| fail(&error))?;
+        let folder: PathBuf = folder.canonicalize().map_err(|error| fail(&error))?;
+        let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| fail(&error))?;
+        let store = Arc::new(store.with_fsync(true).with_automatic_cleanup(true));
+        let url = folder.display().to_string();
+        Ok(Self { store, signer: None, folder: Some(folder.into()), root: Path::default(), url })
+    }
+
+    /// Where it is, for people: without options, which may hold secrets.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Writes, reads and deletes a small object, so that a mistake shows at the start and not at night.
+    ///
+    /// # Errors
+    /// The step that failed, and why.
+    pub async fn check(&self) -> Result<()> {
+        let name = format!(".probe-{}", uuid::Uuid::now_v7());
+        let path = self.path(&name);
+        let fail = |step: &str, error: object_store::Error| {
+            Error::Environment(format!("the export storage {} cannot be used, {step} failed: {error}", self.url))
+        };
+        self.store.put(&path, Bytes::from_static(b"probe").into()).await.map_err(|error| fail("writing", error))?;
+        let read = self.store.get(&path).await.map_err(|error| fail("reading", error))?;
+        let read = read.bytes().await.map_err(|error| fail("reading", error))?;
+        self.store.delete(&path).await.map_err(|error| fail("deleting", error))?;
+        if read == "probe" {
+            return Ok(());
+        }
+        Err(Error::Environment(format!("the export storage {} answers with other bytes than were written", self.url)))
+    }
+
+    /// Begins a file, which appears when the upload is finished, as a whole.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn create(&self, name: &str) -> Result<WriteMultipart> {
+        let upload = self.store.put_multipart(&self.path(name)).await?;
+        Ok(WriteMultipart::new_with_chunk_size(upload, PART))
+    }
+
+    /// Writes a small file at once.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn put(&self, name: &str, content: Bytes) -> Result<()> {
+        self.store.put(&self.path(name), content.into()).await?;
+        Ok(())
+    }
+
+    /// A part of a file, or all of it.
+    ///
+    /// # Errors
+    /// A file that is not there, a storage out of reach.
+    pub async fn read(
+        &self,
+        name: &str,
+        range: Option<std::ops::Range<u64>>,
+    ) -> Result<BoxStream<'static, object_store::Result<Bytes>>> {
+        let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
+        Ok(self.store.get_opts(&self.path(name), options).await?.into_stream())
+    }
+
+    /// Whether a file is there.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn exists(&self, name: &str) -> Result<bool> {
+        match self.store.head(&self.path(name)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The files below a folder, unfinished ones of a local storage among them.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
+        let mut files = Vec::new();
+        if let Some(root) = &self.folder {
+            walk(root, &root.join(folder), &mut files)
+                .map_err(|error| object_store::Error::Generic { store: "local", source: Box::new(error) })?;
+            return Ok(files);
+        }
+        let mut listing = self.store.list(Some(&self.path(folder)));
+        while let Some(file) = listing.next().await.transpose()? {
+            let parts = file.location.prefix_match(&self.root);
+            let parts: Vec<String> = parts.into_iter().flatten().map(|part| part.as_ref().to_owned()).collect();
+            files.push(Listed { name: parts.join("/"), modified: file.last_modified });
+        }
+        Ok(files)
+    }
+
+    /// Removes all files below a folder, and answers with their number. A folder that is not there is no fault.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn delete(&self, folder: &str) -> Result<usize> {
+        let files = self.list(folder).await?;
+        if let Some(root) = self.folder.as_ref().filter(|_| !files.is_empty()) {
+            // Empty folders and unfinished files are nothing that the store knows.
+            std::fs::remove_dir_all(root.join(folder))
+                .map_err(|error| object_store::Error::Generic { store: "local", source: Box::new(error) })?;
+            return Ok(files.len());
+        }
+        for file in &files {
+            self.delete_file(&file.name).await?;
+        }
+        Ok(files.len())
+    }
+
+    /// Removes a file. One that is not there is no fault.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn delete_file(&self, name: &str) -> Result<()> {
+        match self.store.delete(&self.path(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// An address under which anybody may read a file for a while; `None` where the storage has no such thing.
+    ///
+    /// # Errors
+    /// Credentials that cannot sign.
+    pub async fn signed_url(&self, method: Method, name: &str, lifetime: Duration) -> Result<Option<String>> {
+        let Some(signer) = &self.signer else { return Ok(None) };
+        Ok(Some(signer.signed_url(method, &self.path(name), lifetime).await?.to_string()))
+    }
+
+    fn path(&self, name: &str) -> Path {
+        self.root.parts().chain(Path::from(name).parts()).collect()
+    }
+}
+
+/// The files below `folder`, which need not be there.
+fn walk(root: &FilePath, folder: &FilePath, files: &mut Vec<Listed>) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let (path, metadata) = match entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) {
+            // Another worker has just renamed or removed it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            found => found?,
+        };
+        if metadata.is_dir() {
+            walk(root, &path, files)?;
+        } else if let Some(name) = path.strip_prefix(root).ok().and_then(FilePath::to_str) {
+            files.push(Listed { name: name.to_owned(), modified: metadata.modified()?.into() });
+        }
+    }
+    Ok(())
+}
+
+/// Few and short retries: a job that fails is tried again later as a whole.
+fn retries() -> RetryConfig {
+    let backoff = BackoffConfig { max_backoff: Duration::from_secs(5), ..BackoffConfig::default() };
+    RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(30) }
+}
+
+fn fault(location: &str, error: &dyn std::fmt::Display) -> Error {
+    // Options may hold secrets.
+    let shown = location.split('?').next().unwrap_or_default();
+    Error::Environment(format!("the storage {shown} cannot be opened: {error}"))
+}

@@ -1,0 +1,271 @@
+//! Exports over HTTP: asking for one, the catalogue, downloading, stopping.
+
+use serde_json::{Value, json};
+
+use crate::app::{RECORD, TOKEN, TestApp, data, eventually, gzip, problem};
+
+/// Rows of one sample each.
+async fn stored(app: &TestApp, samples: usize, rows: usize) {
+    for sample in 0..samples {
+        let line = RECORD.replace("S1", &format!("S{sample}"));
+        app.store("/ingest-gottcha2", gzip(format!("{line}\n").repeat(rows))).await;
+    }
+}
+
+#[tokio::test]
+async fn an_export_is_listed_with_what_an_analyst_needs_and_its_link_works_without_a_token() {
+    let app = TestApp::start().await;
+    app.store("/ingest-gottcha2?sample_id=SRR12689945", data("gottcha2/v2.4.3.SRR12689945.full.tsv")).await;
+    let rows = app.count("gottcha2_full").await;
+    let export = app.export(json!({"table": "gottcha2"})).await;
+    assert_eq!(export["status"], "completed", "{export}");
+    assert_eq!(export["rows"], rows);
+    assert_eq!(export["format"], "parquet");
+    assert_eq!(export["compression"], "zstd");
+    let listed = app.get("/exports?table=gottcha2&limit=1").await;
+    assert_eq!(listed[0]["id"], export["id"]);
+    // DuckDB tells the kind of a file by the end of its address.
+    assert!(listed[0]["download_url"].as_str().expect("link").ends_with(".parquet"));
+    let bytes = app.download(&listed[0]).await;
+    assert_eq!(export["size_bytes"], bytes.len());
+    let digest = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(&bytes));
+    assert_eq!(export["sha256"], digest);
+    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"));
+    let name = export["file_name"].as_str().expect("name");
+    assert!(name.starts_with("gottcha2_") && name.ends_with(".parquet"), "{name}");
+    let folder = app.exports().join("gottcha2").join(export["id"].as_str().expect("id")).join("1");
+    assert_eq!(std::fs::read(folder.join(name)).expect("file"), bytes);
+    let manifest = std::fs::read(folder.join("manifest.json")).expect("manifest");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+    assert_eq!(manifest["rows"], rows);
+    assert_eq!(manifest["files"][0]["sha256"], digest);
+}
+
+#[tokio::test]
+async fn a_changed_or_expired_link_is_refused_and_a_token_does_as_well() {
+    let app = TestApp::start().await;
+    let export = app.export(json!({"table": "stast"})).await;
+    let link = export["download_url"].as_str().expect("link").to_owned();
+    let client = reqwest::Client::builder().no_proxy().build().expect("client");
+    let get = async |url: String| client.get(url).send().await.expect("answer");
+    assert_eq!(get(link.clone()).await.status(), 200);
+    let expires = link.split("expires=").nth(1).and_then(|rest| rest.split('&').next()).expect("expires");
+    problem(get(link.replace(expires, "99999999999")).await, 403).await;
+    problem(get(link.replace("signature=", "signature=00")).await, 403).await;
+    let plain = link.split('?').next().expect("path").to_owned();
+    problem(get(plain.clone()).await, 401).await;
+    assert_eq!(client.get(plain).bearer_auth(TOKEN).send().await.expect("answer").status(), 200);
+}
+
+#[tokio::test]
+async fn ranges_and_conditions_are_answered_as_http_says() {
+    let app = TestApp::start().await;
+    stored(&app, 1, 2_000).await;
+    let export = app.export(json!({"table": "gottcha2", "format": "csv", "compression": "none"})).await;
+    let whole = app.download(&export).await;
+    let url = export["download_url"].as_str().expect("link");
+    let client = reqwest::Client::builder().no_proxy().build().expect("client");
+    let head = client.head(url).send().await.expect("answer");
+    assert_eq!(head.status(), 200);
+    assert_eq!(head.headers()["content-length"], whole.len().to_string().as_str());
+    assert_eq!(head.headers()["accept-ranges"], "bytes");
+    assert!(!head.headers().contains_key("content-range"));
+    let tag = head.headers()["etag"].to_str().expect("tag").to_owned();
+    let part = client.get(url).header("range", "bytes=10-19").send().await.expect("answer");
+    assert_eq!(part.status(), 206);
+    assert_eq!(part.headers()["content-range"], format!("bytes 10-19/{}", whole.len()).as_str());
+    assert_eq!(part.bytes().await.expect("bytes"), whole[10..20]);
+    let tail = client.get(url).header("range", "bytes=-8").header("if-range", &tag).send().await.expect("answer");
+    assert_eq!(tail.bytes().await.expect("bytes"), whole[whole.len() - 8..]);
+    let other =
+        client.get(url).header("range", "bytes=-8").header("if-range", "\"other\"").send().await.expect("answer");
+    assert_eq!(other.status(), 200);
+    let beyond = client.get(url).header("range", "bytes=99999999-").send().await.expect("answer");
+    assert_eq!(beyond.headers()["content-range"], format!("bytes */{}", whole.len()).as_str());
+    problem(beyond, 416).await;
+    let known = client.get(url).header("if-none-match", &tag).send().await.expect("answer");
+    assert_eq!(known.status(), 304);
+}
+
+#[tokio::test]
+async fn wrong_wishes_are_refused_with_the_field_that_is_wrong() {
+    let app = TestApp::start().await;
+    for (request, field) in [
+        (json!({}), "table"),
+        (json!({"table": "gottcha2", "columns": ["nonsense"]}), "columns"),
+        (json!({"table": "gottcha2", "columns": []}), "columns"),
+        (json!({"table": "gottcha2", "row_limit": 0}), "row_limit"),
+        (json!({"table": "gottcha2", "format": "xlsx"}), "xlsx"),
+        (json!({"table": "gottcha2", "format": "csv", "compression": "snappy"}), "compression"),
+        (json!({"table": "gottcha2", "compression_level": 99}), "compression_level"),
+        (json!({"table": "gottcha2", "filters": {"nonsense": 1}}), "filters.nonsense"),
+        (json!({"table": "gottcha2", "filters": {"read_count": "many"}}), "filters.read_count"),
+        (json!({"table": "gottcha2", "from": "2026-02-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"}), "to"),
+        (json!({"table": "gottcha2", "nonsense": 1}), "nonsense"),
+    ] {
+        let answer = app.request("POST", "/exports/trigger").json(&request).send().await.expect("answer");
+        let problem = problem(answer, 422).await;
+        assert_eq!(problem["errors"][0]["field"], field, "{problem}");
+    }
+    let answer =
+        app.request("POST", "/exports/trigger").json(&json!({"table": "nonsense"})).send().await.expect("answer");
+    problem(answer, 404).await;
+    assert_eq!(app.count("jobs").await, 0);
+}
+
+#[tokio::test]
+async fn columns_filters_times_and_limits_choose_the_rows() {
+    let app = TestApp::start().await;
+    stored(&app, 3, 100).await;
+    let lines = async |request: Value| {
+        let export = app.export(request).await;
+        assert_eq!(export["status"], "completed", "{export}");
+        let text = String::from_utf8(app.download(&export).await).expect("UTF-8");
+        text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")).collect::<Vec<_>>()
+    };
+    let wish = |more: Value| {
+        let mut wish = json!({"table": "gottcha2", "format": "jsonl", "compression": "none"});
+        wish.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+        wish
+    };
+    let of_sample = lines(wish(json!({"filters": {"sample_id": "S1"}, "columns": ["sample_id", "read_count"]}))).await;
+    assert_eq!(of_sample, vec![json!({"sample_id": "S1", "read_count": 513}); 100]);
+    let limited = lines(wish(json!({"row_limit": 150, "service_columns": true}))).await;
+    assert_eq!(limited.len(), 150);
+    assert_eq!((&limited[149]["sample_id"], &limited[149]["ordinal"]), (&json!("S1"), &json!(50)));
+    assert!(lines(wish(json!({"to": "2020-01-01T00:00:00Z"}))).await.is_empty());
+    assert_eq!(lines(wish(json!({"from": "2020-01-01T00:00:00Z"}))).await.len(), 300);
+    assert!(lines(wish(json!({"filters": {"name": "it's \\ none"}}))).await.is_empty());
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_is_the_same_job() {
+    let app = TestApp::start().await;
+    let ask = async |table: &str| {
+        let request =
+            app.request("POST", "/exports/trigger").header("idempotency-key", "k").json(&json!({"table": table}));
+        request.send().await.expect("answer")
+    };
+    let first: Value = ask("gottcha2").await.json().await.expect("JSON");
+    let second: Value = ask("gottcha2").await.json().await.expect("JSON");
+    assert_eq!(first["job_id"], second["job_id"]);
+    problem(ask("stast").await, 409).await;
+    assert_eq!(app.count("exports").await, 1);
+}
+
+#[tokio::test]
+async fn large_exports_roll_over_into_several_files_which_come_as_a_zip_or_one_by_one() {
+    let app = TestApp::with(&[("export.file_size", "1MiB"), ("export.batch_size", "1000")]).await;
+    stored(&app, 4, 5_000).await;
+    let wish = json!({"table": "gottcha2", "format": "csv", "compression": "none"});
+    let export = app.export(wish).await;
+    let files = export["files"].as_array().expect("files");
+    assert!(files.len() >= 2, "{export}");
+    assert_eq!(files.iter().map(|file| file["rows"].as_i64().expect("rows")).sum::<i64>(), 20_000);
+    let mut zip = zip::ZipArchive::new(std::io::Cursor::new(app.download(&export).await)).expect("ZIP");
+    for (index, file) in files.iter().enumerate() {
+        let name = file["file_name"].as_str().expect("name");
+        let url = format!("{}&file={}", export["download_url"].as_str().expect("link"), index + 1);
+        let alone = reqwest::get(url).await.expect("answer").bytes().await.expect("bytes");
+        let mut zipped = Vec::new();
+        std::io::Read::read_to_end(&mut zip.by_name(name).expect("entry"), &mut zipped).expect("read");
+        assert_eq!(alone, zipped);
+        assert!(zipped.starts_with(b"sample_id,"));
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_followed_by_events_until_its_end() {
+    let app = TestApp::start().await;
+    stored(&app, 1, 100).await;
+    let request = app.request("POST", "/exports/trigger").json(&json!({"table": "gottcha2"}));
+    let made: Value = request.send().await.expect("answer").json().await.expect("JSON");
+    let path = format!("/jobs/{}/events", made["job_id"].as_str().expect("job"));
+    let events = app.request("GET", &path).send().await.expect("answer");
+    assert_eq!(events.headers()["content-type"], "text/event-stream");
+    let text = events.text().await.expect("text");
+    let last = text.lines().rfind(|line| line.starts_with("data: ")).expect("an event");
+    let last: Value = serde_json::from_str(&last[6..]).expect("JSON");
+    assert_eq!((&last["status"], &last["progress"]["rows"]), (&json!("completed"), &json!(100)));
+    assert_eq!(last["progress"]["percent"], 100.0);
+}
+
+#[tokio::test]
+async fn a_removed_export_leaves_no_file() {
+    let app = TestApp::start().await;
+    let export = app.export(json!({"table": "gottcha2"})).await;
+    let path = format!("/exports/{}", export["id"].as_str().expect("id"));
+    let answer = app.request("DELETE", &path).send().await.expect("answer");
+    assert_eq!(answer.status(), 204);
+    problem(app.request("GET", &path).send().await.expect("answer"), 404).await;
+    assert_eq!(files_below(app.exports()), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_from_the_storage_is_said_to_be_gone() {
+    let app = TestApp::start().await;
+    let export = app.export(json!({"table": "gottcha2"})).await;
+    std::fs::remove_dir_all(app.exports().join("gottcha2")).expect("remove");
+    let answer = reqwest::get(export["download_url"].as_str().expect("link")).await.expect("answer");
+    problem(answer, 410).await;
+}
+
+#[tokio::test]
+async fn an_export_that_is_cancelled_half_way_ends_and_leaves_nothing() {
+    let app = TestApp::with(&[("export.batch_size", "1000"), ("export.connections", "1")]).await;
+    stored(&app, 2, 200_000).await;
+    let request = app.request("POST", "/exports/trigger").json(&json!({"table": "gottcha2"}));
+    let made: Value = request.send().await.expect("answer").json().await.expect("JSON");
+    let job = made["job_id"].as_str().expect("job");
+    eventually("rows are read", async || {
+        app.get(&format!("/jobs/{job}")).await["progress"]["rows"].as_u64().unwrap_or_default() > 0
+    })
+    .await;
+    let answer = app.request("POST", &format!("/jobs/{job}/cancel")).send().await.expect("answer");
+    assert_eq!(answer.status(), 202);
+    assert_eq!(app.finished(job).await["status"], "cancelled");
+    assert_eq!(app.get("/exports").await, json!([]));
+    assert_eq!(files_below(app.exports()), Vec::<String>::new());
+    let sessions =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE '%transaction%'";
+    eventually("no transaction is left", async || app.scalar::<i64>(sessions).await == 0).await;
+}
+
+#[tokio::test]
+async fn an_export_holds_whole_submissions_only_while_clients_send() {
+    const ROWS: i64 = 700;
+    let app = TestApp::start().await;
+    stored(&app, 4, 700).await;
+    let sending = async {
+        for sample in 4..40 {
+            let line = RECORD.replace("S1", &format!("S{sample}"));
+            app.store("/ingest-gottcha2", gzip(format!("{line}\n").repeat(700))).await;
+        }
+    };
+    let exporting = async {
+        for _ in 0..6 {
+            let wish = json!({"table": "gottcha2", "format": "jsonl", "compression": "none", "columns": ["sample_id"]});
+            let export = app.export(wish).await;
+            let text = String::from_utf8(app.download(&export).await).expect("UTF-8");
+            let mut samples = std::collections::HashMap::<&str, i64>::new();
+            text.lines().for_each(|line| *samples.entry(line).or_default() += 1);
+            assert!(samples.len() >= 4);
+            assert!(samples.values().all(|rows| *rows == ROWS), "{samples:?}");
+        }
+    };
+    tokio::join!(sending, exporting);
+}
+
+/// The files below a folder.
+pub fn files_below(folder: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("folder") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.push(path.display().to_string());
+        }
+    }
+    found
+}

@@ -1,0 +1,261 @@
+//! What goes in comes out of every format as it was: rows -> ingest -> export -> read back -> equal.
+
+use std::io::Read;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Float64Type, Int64Type, TimestampMicrosecondType};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde_json::{Map, Value, json};
+
+use crate::app::{TestApp, gzip};
+
+/// A JSON string without U+0000, which PostgreSQL cannot store.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        Just(String::new()),
+        Just("null".to_owned()),
+        Just(" \"quoted\", and\r\nbroken \\ ".to_owned()),
+        "[^\u{0}]{0,20}",
+        "[a-zA-Z0-9 ]{1,12}",
+    ]
+}
+
+fn int() -> impl Strategy<Value = i64> {
+    prop_oneof![Just(0), Just(i64::MAX), 0..=i64::MAX, 0..100_i64]
+}
+
+fn float() -> impl Strategy<Value = f64> {
+    prop_oneof![Just(0.0), Just(-0.0), Just(5e-324), Just(f64::MAX), Just(0.1), (0.0..1e9), any::<f64>()].prop_map(
+        |value: f64| if value.is_finite() { value.abs().copysign(if value == 0.0 { value } else { 1.0 }) } else { 0.5 },
+    )
+}
+
+/// A row of gottcha2, some fields of which are null or absent.
+fn row() -> impl Strategy<Value = Value> {
+    let required = (text(), text(), text(), int(), int());
+    let optional = (
+        proptest::option::of(float()),
+        proptest::option::of(text()),
+        proptest::option::of(int()),
+        proptest::option::of(0.0..=1.0_f64),
+        proptest::option::of(text()),
+    );
+    (required, optional).prop_map(|((sample, name, taxid, reads, mapped), (depth, note, size, abundance, unknown))| {
+        let mut row = Map::new();
+        row.insert("sample_id".into(), json!(format!("S{sample}")));
+        row.insert("level".into(), json!("species"));
+        row.insert("name".into(), json!(format!("N{name}")));
+        row.insert("taxid".into(), json!(format!("T{taxid}")));
+        row.insert("read_count".into(), json!(reads));
+        row.insert("total_bp_mapped".into(), json!(mapped));
+        row.insert("depth".into(), json!(depth));
+        row.insert("note".into(), json!(note));
+        row.insert("genome_size".into(), json!(size));
+        row.insert("rel_abundance".into(), json!(abundance));
+        if let Some(unknown) = unknown {
+            row.insert("some_new_field".into(), json!({"deep": [unknown, null, 1.5]}));
+        }
+        Value::Object(row)
+    })
+}
+
+const COLUMNS: [&str; 10] = [
+    "sample_id",
+    "level",
+    "name",
+    "taxid",
+    "read_count",
+    "total_bp_mapped",
+    "depth",
+    "note",
+    "genome_size",
+    "rel_abundance",
+];
+
+/// The row as an export shows it: the columns, and unknown fields in `extra`.
+fn expected(row: &Value) -> Value {
+    let mut shown: Map<String, Value> =
+        COLUMNS.iter().map(|name| ((*name).to_owned(), row.get(name).cloned().unwrap_or(Value::Null))).collect();
+    let extra = row.get("some_new_field").map_or(Value::Null, |value| json!({"some_new_field": value}));
+    shown.insert("extra".into(), extra);
+    Value::Object(shown)
+}
+
+fn decompress(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    match name.rsplit('.').next() {
+        Some("gz") => flate2::read::MultiGzDecoder::new(bytes).read_to_end(&mut plain).expect("gzip"),
+        Some("zst") => zstd::stream::read::Decoder::new(bytes).expect("zstd").read_to_end(&mut plain).expect("zstd"),
+        _ => return bytes.to_vec(),
+    };
+    plain
+}
+
+fn cell(batch: &RecordBatch, column: usize, row: usize) -> Value {
+    let array = batch.column(column);
+    if array.is_null(row) {
+        return Value::Null;
+    }
+    match array.data_type() {
+        DataType::Utf8 if batch.schema().field(column).name() == "extra" => {
+            serde_json::from_str(array.as_string::<i32>().value(row)).expect("JSON")
+        }
+        DataType::Utf8 => json!(array.as_string::<i32>().value(row)),
+        DataType::Int64 => json!(array.as_primitive::<Int64Type>().value(row)),
+        DataType::Float64 => json!(array.as_primitive::<Float64Type>().value(row)),
+        DataType::Boolean => json!(array.as_boolean().value(row)),
+        DataType::Timestamp(..) => json!(array.as_primitive::<TimestampMicrosecondType>().value(row)),
+        other => panic!("{other}"),
+    }
+}
+
+fn read_parquet(bytes: Vec<u8>) -> Vec<Value> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).expect("Parquet");
+    let mut rows = Vec::new();
+    for batch in reader.build().expect("reader") {
+        let batch = batch.expect("batch");
+        for row in 0..batch.num_rows() {
+            let fields = batch
+                .schema()
+                .fields()
+                .iter()
+                .enumerate()
+                .map(|(index, field)| (field.name().clone(), cell(&batch, index, row)))
+                .collect();
+            rows.push(Value::Object(fields));
+        }
+    }
+    rows
+}
+
+/// Reads CSV by the documented rules: nothing between commas is null, `""` is the empty text.
+fn read_csv(text: &str) -> Vec<Value> {
+    let mut records: Vec<Vec<Option<String>>> = vec![Vec::new()];
+    let mut rest = text.chars().peekable();
+    let mut field: Option<String> = None;
+    while let Some(character) = rest.next() {
+        match character {
+            '"' => {
+                let field = field.get_or_insert_default();
+                loop {
+                    match rest.next().expect("an open quote") {
+                        '"' if rest.next_if_eq(&'"').is_some() => field.push('"'),
+                        '"' => break,
+                        other => field.push(other),
+                    }
+                }
+            }
+            ',' => records.last_mut().expect("record").push(field.take()),
+            '\r' if rest.next_if_eq(&'\n').is_some() => {
+                records.last_mut().expect("record").push(field.take());
+                records.push(Vec::new());
+            }
+            other => field.get_or_insert_default().push(other),
+        }
+    }
+    records.pop();
+    let header: Vec<String> = records.remove(0).into_iter().flatten().collect();
+    let typed = |name: &str, text: String| match name {
+        "read_count" | "total_bp_mapped" | "genome_size" => json!(text.parse::<i64>().expect("integer")),
+        "depth" | "rel_abundance" => json!(text.parse::<f64>().expect("float")),
+        "extra" => serde_json::from_str(&text).expect("JSON"),
+        _ => json!(text),
+    };
+    let object = |record: Vec<Option<String>>| {
+        let fields = header.iter().zip(record);
+        fields.map(|(name, cell)| (name.clone(), cell.map_or(Value::Null, |text| typed(name, text)))).collect()
+    };
+    records.into_iter().map(|record| Value::Object(object(record))).collect()
+}
+
+#[tokio::test]
+async fn arbitrary_rows_come_back_equal_from_every_format_and_compression() {
+    let app = TestApp::with(&[("export.batch_size", "1000")]).await;
+    let mut runner = TestRunner::deterministic();
+    let rows: Vec<Value> = (0..3_000).map(|_| row().new_tree(&mut runner).expect("row").current()).collect();
+    let body: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    app.store("/ingest-gottcha2", gzip(body)).await;
+    let mut expected: Vec<String> = rows.iter().map(|row| expected(row).to_string()).collect();
+    expected.sort();
+    let columns: Vec<&str> = COLUMNS.into_iter().chain(["extra"]).collect();
+    for (format, compressions) in [
+        ("parquet", &["zstd", "snappy", "lz4", "gzip", "none"][..]),
+        ("csv", &["zstd", "gzip", "none"]),
+        ("json", &["zstd", "gzip", "none"]),
+        ("jsonl", &["zstd", "gzip", "none"]),
+    ] {
+        for compression in compressions {
+            let wish = json!({"table": "gottcha2", "format": format, "compression": compression, "columns": columns});
+            let export = app.export(wish).await;
+            assert_eq!(export["rows"], 3_000, "{export}");
+            let bytes = decompress(export["file_name"].as_str().expect("name"), &app.download(&export).await);
+            let found = match format {
+                "parquet" => read_parquet(bytes),
+                "csv" => read_csv(std::str::from_utf8(&bytes).expect("UTF-8")),
+                "json" => serde_json::from_slice(&bytes).expect("JSON"),
+                _ => bytes
+                    .split(|byte| *byte == b'\n')
+                    .filter(|line| !line.is_empty())
+                    .map(|line| serde_json::from_slice(line).expect("JSON"))
+                    .collect(),
+            };
+            // As text, which tells -0.0 from 0.0.
+            let mut found: Vec<String> = found.iter().map(ToString::to_string).collect();
+            found.sort();
+            for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert_eq!(found, expected, "row {index} of {format} {compression}");
+            }
+            assert_eq!(found.len(), expected.len());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_empty_table_gives_a_valid_empty_file_of_every_format() {
+    let app = TestApp::start().await;
+    for format in ["parquet", "csv", "json", "jsonl"] {
+        for compression in ["zstd", "gzip", "none"] {
+            let export = app.export(json!({"table": "stast", "format": format, "compression": compression})).await;
+            assert_eq!((&export["status"], &export["rows"]), (&json!("completed"), &json!(0)), "{export}");
+            let bytes = decompress(export["file_name"].as_str().expect("name"), &app.download(&export).await);
+            let text = String::from_utf8_lossy(&bytes);
+            match format {
+                "parquet" => assert_eq!(read_parquet(bytes), Vec::<Value>::new()),
+                "csv" => assert!(text.starts_with("task,") && text.lines().count() == 1, "{text}"),
+                "json" => assert_eq!(serde_json::from_str::<Value>(&text).expect("JSON"), json!([])),
+                _ => assert_eq!(text, ""),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_parquet_file_says_what_it_is_and_lets_readers_skip() {
+    let app = TestApp::with(&[("export.batch_size", "1000")]).await;
+    app.store("/ingest-gottcha2", gzip(format!("{}\n", crate::app::RECORD).repeat(5_000))).await;
+    let export = app.export(json!({"table": "gottcha2"})).await;
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(app.download(&export).await)).expect("Parquet");
+    let metadata = reader.metadata();
+    assert_eq!(metadata.file_metadata().version(), 2);
+    assert!(metadata.num_row_groups() > 1);
+    let note = |key: &str| {
+        let notes = metadata.file_metadata().key_value_metadata().expect("notes");
+        notes.iter().find(|note| note.key == key).and_then(|note| note.value.clone()).expect("note")
+    };
+    assert_eq!((note("nvd.dataset"), note("nvd.rows")), ("gottcha2".to_owned(), "5000".to_owned()));
+    assert_eq!(note("nvd.export_id"), export["id"].as_str().expect("id"));
+    for key in ["nvd.schema_version", "nvd.service_version", "nvd.snapshot_at"] {
+        assert!(!note(key).is_empty());
+    }
+    for column in metadata.row_group(0).columns() {
+        let name = column.column_path().string();
+        let is_looked_up = ["sample_id", "run_id", "taxid"].contains(&name.as_str());
+        assert_eq!(column.bloom_filter_offset().is_some(), is_looked_up, "{name}");
+        assert!(column.statistics().is_some(), "{name}");
+        assert!(column.offset_index_offset().is_some() && column.column_index_offset().is_some(), "{name}");
+    }
+}

@@ -1,0 +1,138 @@
+//! A real S3 server that checks signatures, on a port of its own, and exports to it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use hyper_util::rt::TokioIo;
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::app::{RECORD, TestApp, eventually, gzip};
+use crate::exports::files_below;
+
+/// A server with one bucket `lab`.
+struct S3 {
+    address: SocketAddr,
+    folder: TempDir,
+    /// While set, connections are broken off.
+    is_away: Arc<AtomicBool>,
+    /// Connections that were broken off.
+    refused: Arc<AtomicU32>,
+}
+
+impl S3 {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        std::fs::create_dir(folder.path().join("lab")).expect("bucket");
+        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).expect("file system"));
+        builder.set_auth(SimpleAuth::from_single("key", "secret"));
+        let service = builder.build();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let address = listener.local_addr().expect("address");
+        let (is_away, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (away, count) = (Arc::clone(&is_away), Arc::clone(&refused));
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                if away.load(Ordering::Relaxed) {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                let (service, away) = (service.clone(), Arc::clone(&away));
+                tokio::spawn(async move {
+                    let server = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+                    let connection = server.serve_connection(TokioIo::new(socket), service);
+                    let breaks = async {
+                        while !away.load(Ordering::Relaxed) {
+                            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                        }
+                    };
+                    tokio::select! {
+                        _ = connection => {}
+                        () = breaks => {}
+                    }
+                });
+            }
+        });
+        Self { address, folder, is_away, refused }
+    }
+
+    fn url(&self, secret: &str) -> String {
+        format!(
+            "s3://lab/exports?endpoint=http://{}&region=us-east-1&access_key_id=key&secret_access_key={secret}",
+            self.address
+        )
+    }
+
+    /// The objects of the bucket.
+    fn objects(&self) -> Vec<String> {
+        files_below(&self.folder.path().join("lab"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_to_s3_is_uploaded_in_parts_and_downloaded_by_a_presigned_link() {
+    let s3 = S3::start().await;
+    let app = TestApp::with(&[("export.storage", &s3.url("secret"))]).await;
+    app.app.storage.check().await.expect("the probe");
+    app.store("/ingest-gottcha2", gzip(format!("{RECORD}\n").repeat(90_000))).await;
+    let export = app.export(json!({"table": "gottcha2", "format": "csv", "compression": "none"})).await;
+    assert_eq!(export["status"], "completed", "{export}");
+    // More than one part of 8 MiB.
+    assert!(export["size_bytes"].as_u64().expect("size") > 9_000_000, "{export}");
+    let objects = s3.objects();
+    assert_eq!(objects.len(), 2, "{objects:?}");
+    let link = export["download_url"].as_str().expect("link");
+    let plain =
+        reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().expect("client");
+    let redirect = plain.get(link).send().await.expect("answer");
+    assert_eq!(redirect.status(), 302);
+    assert!(redirect.headers()["location"].to_str().expect("URL").contains("X-Amz-Signature"));
+    let bytes = app.download(&export).await;
+    let digest = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(&bytes));
+    assert_eq!(export["sha256"], digest);
+    let part = reqwest::Client::new().get(link).header("range", "bytes=0-8").send().await.expect("answer");
+    assert_eq!((part.status().as_u16(), part.bytes().await.expect("bytes").len()), (206, 9));
+    let head = reqwest::Client::new().head(link).send().await.expect("answer");
+    assert_eq!(head.headers()["content-length"], bytes.len().to_string().as_str());
+    let path = format!("/exports/{}", export["id"].as_str().expect("id"));
+    assert_eq!(app.request("DELETE", &path).send().await.expect("answer").status(), 204);
+    assert_eq!(s3.objects(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_in_the_middle_of_an_upload_is_survived_and_leaves_nothing_partial() {
+    let s3 = S3::start().await;
+    let app = TestApp::with(&[("export.storage", &s3.url("secret")), ("export.connections", "1")]).await;
+    app.store("/ingest-gottcha2", gzip(format!("{RECORD}\n").repeat(150_000))).await;
+    let wish = json!({"table": "gottcha2", "format": "csv", "compression": "none"});
+    let made: serde_json::Value =
+        app.request("POST", "/exports/trigger").json(&wish).send().await.expect("answer").json().await.expect("JSON");
+    let job = made["job_id"].as_str().expect("job");
+    eventually("bytes are written", async || {
+        app.get(&format!("/jobs/{job}")).await["progress"]["bytes"].as_u64().unwrap_or_default() > 0
+    })
+    .await;
+    s3.is_away.store(true, Ordering::Relaxed);
+    eventually("the upload is refused", async || s3.refused.load(Ordering::Relaxed) > 0).await;
+    assert_eq!(app.get("/exports").await, json!([]));
+    s3.is_away.store(false, Ordering::Relaxed);
+    let job = app.finished(job).await;
+    assert_eq!(job["status"], "completed", "{job}");
+    let listed = app.get("/exports").await;
+    assert_eq!(listed[0]["rows"], 150_000);
+    let prefix = listed[0]["id"].as_str().expect("id");
+    let objects = s3.objects();
+    assert!(objects.len() == 2 && objects.iter().all(|object| object.contains(prefix)), "{objects:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_credentials_are_found_at_the_start_and_say_which_step_failed() {
+    let s3 = S3::start().await;
+    let app = TestApp::with(&[("export.storage", &s3.url("wrong"))]).await;
+    let error = app.app.storage.check().await.expect_err("a refusal").to_string();
+    assert!(error.contains("s3://lab/exports") && error.contains("writing failed"), "{error}");
+    assert!(!error.contains("secret_access_key"), "{error}");
+}

@@ -1,0 +1,131 @@
+//! What starts by itself, and what is cleared away.
+
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, Utc};
+use nvd_support_car::jobs::{retention, schedule};
+use serde_json::{Value, json};
+
+use crate::app::{RECORD, TestApp, eventually};
+use crate::exports::files_below;
+
+fn time(text: &str) -> DateTime<Utc> {
+    text.parse().expect("time")
+}
+
+/// Exports and when their tick was.
+async fn ticks(app: &TestApp) -> Vec<String> {
+    let keys = sqlx::query_scalar("SELECT split_part(dedupe_key, '@', 2) FROM jobs ORDER BY id");
+    keys.fetch_all(&app.pool).await.expect("jobs")
+}
+
+async fn run(app: &TestApp, now: &str) {
+    let schedules = schedule::Schedules::new(schedule::all(&app.app).expect("schedules"));
+    schedules.run_due(&app.app, time(now)).await;
+}
+
+#[tokio::test]
+async fn a_dataset_with_rows_is_exported_every_day_and_a_missed_day_is_made_up_for_once() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    run(&app, "2026-03-01T12:00:00Z").await;
+    assert!(ticks(&app).await.is_empty(), "nothing was due since the first start");
+    run(&app, "2026-03-02T00:00:01Z").await;
+    run(&app, "2026-03-02T09:00:00Z").await;
+    assert_eq!(ticks(&app).await, ["2026-03-02T00:00:00+00:00"]);
+    // Down for three days.
+    run(&app, "2026-03-05T18:00:00Z").await;
+    run(&app, "2026-03-05T18:00:01Z").await;
+    assert_eq!(ticks(&app).await, ["2026-03-02T00:00:00+00:00", "2026-03-05T00:00:00+00:00"]);
+    let tables: Vec<String> =
+        sqlx::query_scalar("SELECT DISTINCT dataset FROM exports").fetch_all(&app.pool).await.expect("exports");
+    assert_eq!(tables, ["gottcha2"], "empty datasets are left out");
+}
+
+#[tokio::test]
+async fn replicas_never_run_one_tick_twice() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    run(&app, "2026-03-01T12:00:00Z").await;
+    futures_util::future::join_all((0..8).map(|_| run(&app, "2026-03-02T00:00:00Z"))).await;
+    assert_eq!(ticks(&app).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_cron_expression_keeps_its_local_hour_when_the_clocks_change() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("config.toml");
+    let text = "[export]\nslots = 0\nexport_interval_hours = 0\n[[export.schedules]]\ndataset = \"stast\"\n\
+                cron = \"0 0 5 * * *\"\ntimezone = \"America/Chicago\"\nformat = \"csv\"\nretention_days = 7\n";
+    std::fs::write(&file, text).expect("config");
+    let app = TestApp::with_file(&file).await;
+    // Daylight saving time begins on 2026-03-08.
+    for now in ["2026-03-07T12:00:00Z", "2026-03-08T12:00:00Z", "2026-03-09T12:00:00Z"] {
+        run(&app, now).await;
+    }
+    assert_eq!(ticks(&app).await, ["2026-03-08T10:00:00+00:00", "2026-03-09T10:00:00+00:00"]);
+    let spec: Value = app.scalar("SELECT spec FROM exports LIMIT 1").await;
+    assert_eq!(spec["format"], "csv");
+}
+
+#[tokio::test]
+async fn an_export_whose_time_is_over_is_removed_but_the_newest_is_kept() {
+    let app = TestApp::start().await;
+    for _ in 0..3 {
+        app.export(json!({"table": "gottcha2"})).await;
+    }
+    sqlx::query("UPDATE exports SET expires_at = now() - interval '1 hour'").execute(&app.pool).await.expect("update");
+    let newest = app.get("/exports").await[0]["id"].clone();
+    retention::expire(&app.app).await.expect("expire");
+    let left = app.get("/exports").await;
+    assert_eq!(left.as_array().expect("array").len(), 1);
+    assert_eq!(left[0]["id"], newest);
+    assert_eq!(files_below(app.exports()).len(), 2, "one file and its manifest");
+}
+
+#[tokio::test]
+async fn files_that_no_export_points_at_are_swept_after_a_day_and_others_are_left_alone() {
+    let app = TestApp::start().await;
+    let export = app.export(json!({"table": "gottcha2"})).await;
+    let of_export = app.exports().join("gottcha2").join(export["id"].as_str().expect("id"));
+    let orphan = app.exports().join("gottcha2").join(uuid::Uuid::now_v7().to_string()).join("1/lost.parquet#1");
+    let dead_attempt = of_export.join("0/half.parquet");
+    let fresh = app.exports().join("gottcha2").join(uuid::Uuid::now_v7().to_string()).join("1/new.parquet");
+    let foreign = app.exports().join("notes/of/somebody/else.txt");
+    for path in [&orphan, &dead_attempt, &fresh, &foreign] {
+        std::fs::create_dir_all(path.parent().expect("folder")).expect("folder");
+        let file = std::fs::File::create(path).expect("file");
+        if path != &fresh {
+            file.set_modified(SystemTime::now() - Duration::from_hours(25)).expect("time");
+        }
+    }
+    retention::sweep(&app.app).await.expect("sweep");
+    assert_eq!([orphan.exists(), dead_attempt.exists(), fresh.exists(), foreign.exists()], [false, false, true, true]);
+    assert_eq!(app.download(&export).await.len() as u64, export["size_bytes"].as_u64().expect("size"));
+}
+
+#[tokio::test]
+async fn a_job_whose_worker_has_vanished_is_taken_over_and_given_up_after_its_attempts() {
+    let app = TestApp::with(&[("export.lease", "3s"), ("export.slots", "0"), ("export.max_attempts", "2")]).await;
+    let made: Value = app
+        .request("POST", "/exports/trigger")
+        .json(&json!({"table": "gottcha2"}))
+        .send()
+        .await
+        .expect("answer")
+        .json()
+        .await
+        .expect("JSON");
+    let vanish = "UPDATE jobs SET state = 'running', attempt = attempt + 1, lease_until = now() - interval '1 second'";
+    sqlx::query(vanish).execute(&app.pool).await.expect("update");
+    sqlx::query(vanish).execute(&app.pool).await.expect("update");
+    let mut working = app.app.clone();
+    let mut config = (*working.config).clone();
+    config.export.slots = 1;
+    working.config = std::sync::Arc::new(config);
+    let _workers = nvd_support_car::jobs::worker::Workers::start(&working);
+    let job = app.finished(made["job_id"].as_str().expect("job")).await;
+    assert_eq!(job["status"], "failed", "{job}");
+    assert!(job["error"].as_str().expect("error").contains("vanished"), "{job}");
+    eventually("nothing is written", async || files_below(app.exports()).is_empty()).await;
+}
