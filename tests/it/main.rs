@@ -13,6 +13,7 @@ mod formats;
 mod ingest;
 mod openapi;
 mod process;
+mod readers;
 mod s3;
 mod schedules;
 mod submissions;
