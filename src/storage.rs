@@ -19,8 +19,8 @@ use reqwest::{Method, Url};
 
 use crate::error::{Error, Result};
 
-/// Bytes of one part of an upload. S3 takes at most 10,000 parts: files of up to 80 GiB.
-const PART: usize = 8 * 1024 * 1024;
+/// Bytes of one part of an upload: the least that S3 takes, of at most 10,000 parts, so for files of up to 48 GiB.
+const PART: usize = 5 * 1024 * 1024;
 
 /// An opened storage. All names are relative to its root.
 #[derive(Debug, Clone)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use arrow::datatypes::{DataType, Field, TimeUnit};
 
-use super::definition::{Bounds, Column, Dataset, IndexMethod};
+use super::definition::{Column, Dataset, IndexMethod};
 use super::kind::Kind;
 
 /// The Arrow type of a kind: timestamps are microseconds in UTC, JSON is text.
@@ -27,12 +27,6 @@ pub fn field(name: &str, kind: Kind, column: Option<&Column>) -> Field {
     let mut metadata = HashMap::from([("description".to_owned(), column.description.clone())]);
     metadata.extend(column.unit.clone().map(|unit| ("unit".to_owned(), unit)));
     field.with_metadata(metadata)
-}
-
-/// Whether the values are fractions: few distinct ones with few digits, so that a dictionary makes them small.
-#[must_use]
-pub fn is_fraction(column: &Column) -> bool {
-    matches!(column.range, Some(Bounds::Float { min, max }) if min >= 0.0 && max <= 1.0)
 }
 
 /// The columns that readers look up by equality.

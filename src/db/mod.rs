@@ -88,3 +88,16 @@ pub async fn pages(connection: &mut PgConnection, table: &str) -> Result<i64> {
     );
     Ok(pages.bind(table).fetch_one(connection).await?)
 }
+
+/// Columns of a table that hardly any row fills, as far as PostgreSQL's statistics know.
+///
+/// # Errors
+/// What PostgreSQL says.
+pub async fn sparse_columns(connection: &mut PgConnection, table: &str) -> Result<Vec<String>> {
+    let columns = sqlx::query_scalar(
+        "-- tables.sparse_columns
+        SELECT attname::text FROM pg_stats
+        WHERE schemaname = current_schema() AND tablename = $1 AND null_frac > 0.99",
+    );
+    Ok(columns.bind(table).fetch_all(connection).await?)
+}

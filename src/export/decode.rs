@@ -2,12 +2,16 @@
 //!
 //! Source: <https://www.postgresql.org/docs/current/sql-copy.html>, "Binary Format". The protocol promises no row
 //! boundaries, so decoding can pause within a row and go on with the next bytes.
+//!
+//! A column that hardly any row fills costs as much as any other: four bytes a row on the wire, a look at each. Such
+//! columns come as one record, which is null in all rows but those few.
 
 use std::sync::Arc;
 
 use arrow::array::builder::NullBufferBuilder;
 use arrow::array::{
     ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    new_null_array,
 };
 use arrow::buffer::Buffer;
 use arrow::buffer::{BooleanBuffer, NullBuffer, OffsetBuffer, ScalarBuffer};
@@ -34,6 +38,13 @@ const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 pub struct Decoder {
     schema: SchemaRef,
     columns: Vec<Values>,
+    /// The positions of the fields of a row, in their order.
+    dense: Vec<usize>,
+    sparse: Vec<usize>,
+    /// The records of sparse columns in the batch under way, with their rows.
+    records: Vec<(usize, Vec<u8>)>,
+    /// Nulls for a batch, for each sparse column.
+    nulls: Vec<ArrayRef>,
     rows: usize,
     /// The next field of the row under way; none between rows.
     field: Option<usize>,
@@ -51,6 +62,10 @@ impl Decoder {
         Self {
             schema: Arc::clone(&plan.schema),
             columns: plan.columns.iter().map(|column| Values::new(column.kind)).collect(),
+            dense: plan.dense().collect(),
+            sparse: plan.sparse.clone(),
+            records: Vec::new(),
+            nulls: Vec::new(),
             rows: 0,
             field: None,
             carry: Vec::new(),
@@ -115,27 +130,37 @@ impl Decoder {
                         self.has_ended = true;
                         break;
                     }
-                    if usize::try_from(count) != Ok(self.columns.len()) {
+                    if usize::try_from(count) != Ok(self.fields()) {
                         return Err(mismatch("a row has another number of fields"));
                     }
                     0
                 }
             };
-            while field < self.columns.len() {
+            while field < self.fields() {
                 let Some((length, after)) = rest.split_first_chunk::<4>() else { break };
                 let length = i32::from_be_bytes(*length);
+                let column = self.dense.get(field).map(|position| &mut self.columns[*position]);
                 if length == -1 {
-                    self.columns[field].push_null();
+                    // A record of sparse columns that is null is not even noted.
+                    if let Some(column) = column {
+                        column.push_null();
+                    }
                     rest = after;
                 } else {
                     let length = usize::try_from(length).map_err(|_| mismatch("a field has no length"))?;
                     let Some((value, after)) = after.split_at_checked(length) else { break };
-                    self.text_bytes += self.columns[field].push(value)?;
+                    match column {
+                        Some(column) => self.text_bytes += column.push(value)?,
+                        None => {
+                            self.text_bytes += value.len();
+                            self.records.push((self.rows, value.to_vec()));
+                        }
+                    }
                     rest = after;
                 }
                 field += 1;
             }
-            if field < self.columns.len() {
+            if field < self.fields() {
                 self.field = Some(field);
                 break;
             }
@@ -145,11 +170,72 @@ impl Decoder {
         Ok(data.len() - rest.len())
     }
 
+    /// Fields of a row: the dense columns, and one for all sparse ones.
+    fn fields(&self) -> usize {
+        self.dense.len() + usize::from(!self.sparse.is_empty())
+    }
+
     fn take_batch(&mut self) -> Result<RecordBatch> {
-        self.rows = 0;
+        let rows = std::mem::take(&mut self.rows);
         self.text_bytes = 0;
-        let arrays = self.columns.iter_mut().map(Values::take).collect::<Result<Vec<_>>>()?;
+        let records = std::mem::take(&mut self.records);
+        self.fill_sparse(rows, &records)?;
+        let mut arrays = Vec::with_capacity(self.columns.len());
+        for (position, column) in self.columns.iter_mut().enumerate() {
+            arrays.push(match self.sparse.iter().position(|sparse| *sparse == position) {
+                Some(index) if records.is_empty() => self.nulls[index].slice(0, rows),
+                _ => column.take()?,
+            });
+        }
         RecordBatch::try_new(Arc::clone(&self.schema), arrays).map_err(|error| mismatch(&error.to_string()))
+    }
+
+    /// Spreads the records of a batch over the sparse columns; without any, makes sure that there are nulls enough.
+    fn fill_sparse(&mut self, rows: usize, records: &[(usize, Vec<u8>)]) -> Result<()> {
+        if records.is_empty() {
+            if self.nulls.first().is_none_or(|nulls| nulls.len() < rows) {
+                let kinds = self.sparse.iter().map(|position| self.schema.field(*position).data_type());
+                self.nulls = kinds.map(|kind| new_null_array(kind, rows.max(BATCH))).collect();
+            }
+            return Ok(());
+        }
+        let mut next = 0;
+        for (row, record) in records {
+            self.skip_sparse(row - next);
+            next = row + 1;
+            self.push_record(record)?;
+        }
+        self.skip_sparse(rows - next);
+        Ok(())
+    }
+
+    fn skip_sparse(&mut self, rows: usize) {
+        for &position in &self.sparse {
+            (0..rows).for_each(|_| self.columns[position].push_null());
+        }
+    }
+
+    /// A record as PostgreSQL's `record_send` writes it: the number of values, then the type, length and bytes of each.
+    fn push_record(&mut self, record: &[u8]) -> Result<()> {
+        let cut = || mismatch("a record is cut off");
+        let (count, mut rest) = record.split_first_chunk::<4>().ok_or_else(cut)?;
+        if usize::try_from(i32::from_be_bytes(*count)) != Ok(self.sparse.len()) {
+            return Err(mismatch("a record has another number of values"));
+        }
+        for &position in &self.sparse {
+            let (head, after) = rest.split_first_chunk::<8>().ok_or_else(cut)?;
+            let length = number(&head[4..]);
+            if length == -1 {
+                self.columns[position].push_null();
+                rest = after;
+                continue;
+            }
+            let length = usize::try_from(length).map_err(|_| cut())?;
+            let (value, after) = after.split_at_checked(length).ok_or_else(cut)?;
+            self.columns[position].push(value)?;
+            rest = after;
+        }
+        Ok(())
     }
 }
 

@@ -38,13 +38,13 @@ use snapshot::{Read, Snapshot};
 use spec::{Format, Plan};
 
 /// Batches between a connection and its encoder.
-const BATCHES_IN_FLIGHT: usize = 3;
+const BATCHES_IN_FLIGHT: usize = 2;
 
 /// Parts between the encoders and the writer.
 const PARTS_IN_FLIGHT: usize = 1;
 
 /// Pieces of a megabyte between the writer and the uploader, and uploads of parts at the same time.
-const PIECES_IN_FLIGHT: usize = 4;
+const PIECES_IN_FLIGHT: usize = 2;
 
 /// Rows of a part of a text file, which is held in memory as it is.
 const TEXT_ROWS: usize = 10_000;
@@ -122,7 +122,7 @@ pub async fn run(
 async fn write(
     pool: &PgPool,
     config: &ExportConfig,
-    plan: Plan,
+    mut plan: Plan,
     target: &Target<'_>,
     lease: &Lease,
 ) -> Result<Exported> {
@@ -130,6 +130,7 @@ async fn write(
     progress.enter("snapshot");
     let snapshot = Snapshot::take(pool, &plan.dataset).await?;
     progress.expect_rows(if plan.is_whole() { Some(snapshot.rows) } else { plan.row_limit });
+    plan.expect_sparse(&snapshot.sparse);
     let snapshot_at = snapshot.taken_at;
     let ranges = Arc::new(Ranges::new(&plan, config, &snapshot));
     let readers = snapshot.readers(ranges.readers(config)).await?;

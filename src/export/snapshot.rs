@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub pages: i64,
     /// Rows of the table.
     pub rows: u64,
+    /// Columns that hardly any row fills, as far as PostgreSQL's statistics know.
+    pub sparse: Vec<String>,
 }
 
 impl Snapshot {
@@ -55,7 +57,8 @@ impl Snapshot {
         .await?;
         // After the snapshot: pages that come later hold no row of it.
         let pages = db::pages(&mut holder, &dataset.table).await?;
-        Ok(Self { pool: pool.clone(), holder, id, taken_at, pages, rows: rows.unsigned_abs() })
+        let sparse = db::sparse_columns(&mut holder, &dataset.table).await?;
+        Ok(Self { pool: pool.clone(), holder, id, taken_at, pages, rows: rows.unsigned_abs(), sparse })
     }
 
     /// Connections that all see this state, which needs no holding any more.

@@ -66,6 +66,8 @@ pub struct Selected {
     pub repeats: bool,
     /// Whether readers look it up by equality.
     pub lookup: bool,
+    /// Whether it is a column of the table as it stands.
+    is_plain: bool,
     sql: String,
 }
 
@@ -88,6 +90,8 @@ pub struct Plan {
     pub row_limit: Option<u64>,
     /// Whether an index finds the rows, so that reading all of the table would be a waste.
     pub is_lookup: bool,
+    /// Positions of columns that hardly any row fills. They are read together, as one value, from the rows that do.
+    pub sparse: Vec<usize>,
     conditions: Vec<String>,
 }
 
@@ -119,6 +123,7 @@ impl ExportSpec {
             level,
             row_limit: self.row_limit,
             is_lookup: !self.filters.is_empty(),
+            sparse: Vec::new(),
             conditions,
         })
     }
@@ -195,10 +200,32 @@ impl ExportSpec {
 }
 
 impl Plan {
-    /// The COPY of the rows in a range of pages, or of all rows.
+    /// Takes these columns for sparse: a guess, which decides about speed only.
+    pub fn expect_sparse(&mut self, names: &[String]) {
+        let is_sparse = |column: &Selected| column.is_plain && names.contains(&column.name);
+        let columns = self.columns.iter().enumerate();
+        self.sparse = columns.filter(|(_, column)| is_sparse(column)).map(|(position, _)| position).collect();
+        // COPY needs a column.
+        if self.sparse.len() == self.columns.len() {
+            self.sparse.clear();
+        }
+    }
+
+    /// Positions of the columns that are read one by one.
+    pub fn dense(&self) -> impl Iterator<Item = usize> {
+        (0..self.columns.len()).filter(|position| !self.sparse.contains(position))
+    }
+
+    /// The COPY of the rows in a range of pages, or of all rows: the dense columns, then the sparse ones as one record,
+    /// which is null where all of them are.
     #[must_use]
     pub fn copy_out(&self, pages: Option<(i64, i64)>) -> String {
-        let columns: Vec<&str> = self.columns.iter().map(|column| column.sql.as_str()).collect();
+        let mut columns: Vec<String> = self.dense().map(|position| self.columns[position].sql.clone()).collect();
+        if !self.sparse.is_empty() {
+            let sparse: Vec<&str> = self.sparse.iter().map(|position| self.columns[*position].sql.as_str()).collect();
+            let sparse = sparse.join(", ");
+            columns.push(format!("CASE WHEN num_nonnulls({sparse}) > 0 THEN record_send(ROW({sparse})) END"));
+        }
         let mut conditions = self.conditions.clone();
         if let Some((first, end)) = pages {
             conditions.push(format!("ctid >= '({first},0)' AND ctid < '({end},0)'"));
@@ -234,19 +261,21 @@ impl Plan {
 
 fn all_columns(dataset: &Dataset) -> Vec<Selected> {
     let lookup: Vec<&str> = arrow::lookup_columns(dataset).collect();
-    let service = |name: &str, kind, sql: &str| Selected {
+    let service = |name: &str, kind, text: &str| Selected {
         name: name.to_owned(),
         kind,
         repeats: false,
         lookup: false,
-        sql: sql.to_owned(),
+        is_plain: text == sql::quoted(name),
+        sql: text.to_owned(),
     };
     let identity = IDENTITY.iter().map(|(name, sql)| service(name, Kind::Int, sql));
     let data = dataset.columns.iter().map(|column| Selected {
         name: column.name.clone(),
         kind: column.kind,
-        repeats: column.kind == Kind::Text || arrow::is_fraction(column),
+        repeats: matches!(column.kind, Kind::Text | Kind::Int | Kind::Float),
         lookup: lookup.contains(&column.name.as_str()),
+        is_plain: true,
         sql: sql::quoted(&column.name),
     });
     let rest = [

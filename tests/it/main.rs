@@ -15,6 +15,7 @@ mod ingest;
 mod openapi;
 mod process;
 mod proxy;
+mod readers;
 mod s3;
 mod schedules;
 mod send;
