@@ -12,6 +12,8 @@ mod examples;
 mod exports;
 mod formats;
 mod ingest;
+mod labkey_server;
+mod labkey_stand_in;
 mod openapi;
 mod process;
 mod proxy;

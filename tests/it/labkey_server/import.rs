@@ -1,0 +1,206 @@
+//! Import of text or of a file: the one action that can merge, and that answers its failures with 200.
+
+use std::collections::HashMap;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, Multipart, Request};
+use serde_json::{Map, Value, json};
+
+use super::Permission;
+use super::actions::{note, transact};
+use super::lists::Refusal;
+use super::wire::{Account, Asked, Reply, Visit};
+
+pub(super) async fn import(visit: &Visit<'_>, asked: &Asked) -> Result<Reply, Reply> {
+    let is_upload = asked.content_type().starts_with("multipart/");
+    let mut parameters: HashMap<String, String> = asked.parameters().into_iter().collect();
+    if is_upload {
+        parameters.extend(parts(asked).await.ok_or_else(|| Reply::html(400, "Illegal request body"))?);
+    }
+    let is_browser = is_upload && asked.headers.get("X-Requested-With").is_none_or(|by| by != "XMLHttpRequest");
+    let reply = rows(visit, &parameters).unwrap_or_else(|refused| refused);
+    Ok(if is_browser && reply.status == 200 { reply.as_html() } else { reply })
+}
+
+async fn parts(asked: &Asked) -> Option<Vec<(String, String)>> {
+    let mut request = Request::new(Body::from(asked.body.clone()));
+    *request.headers_mut() = asked.headers.clone();
+    let mut form = Multipart::from_request(request, &()).await.ok()?;
+    let mut parts = Vec::new();
+    while let Some(part) = form.next_field().await.ok()? {
+        let name = part.name()?.to_owned();
+        let is_csv = part.file_name().is_some_and(|name| name.ends_with(".csv"));
+        parts.push((name.clone(), part.text().await.ok()?));
+        if name == "file" {
+            parts.push(("format of file".to_owned(), if is_csv { "csv" } else { "tsv" }.to_owned()));
+        }
+    }
+    Some(parts)
+}
+
+fn rows(visit: &Visit, parameters: &HashMap<String, String>) -> Result<Reply, Reply> {
+    let parameter = |name: &str| parameters.get(name).map(String::as_str).filter(|value| !value.is_empty());
+    let schema = parameter("schemaName").unwrap_or_default();
+    let not_found = |message: &str| Reply::exception(200, "org.labkey.api.view.NotFoundException", message);
+    if !schema.eq_ignore_ascii_case("lists") {
+        return Err(not_found("The specified schema does not exist"));
+    }
+    let query = parameter("queryName").or_else(|| parameter("query.queryName"));
+    let query = query.ok_or_else(|| not_found("Query not specified"))?;
+    let (rows, audits) = transact(visit, |transaction| {
+        let list = transaction.lists.get_mut(&query.to_lowercase());
+        let missing = || not_found(&format!("The specified query '{query}' does not exist in schema '{schema}'"));
+        let list = list.ok_or_else(missing)?;
+        if !visit.may(Permission::Insert) {
+            let is_guest = visit.account == Account::Guest;
+            return Err(if is_guest {
+                visit.forbidden()
+            } else {
+                form("User does not have permission to insert rows")
+            });
+        }
+        let option = parameter("insertOption").unwrap_or("INSERT");
+        let merges = match option {
+            "INSERT" | "IMPORT" => false,
+            "MERGE" if list.is_auto => {
+                return Err(illegal(&format!("{option} action is not supported for {}.", list.name())));
+            }
+            "MERGE" => true,
+            _ => {
+                let class = "org.labkey.api.query.QueryUpdateService.InsertOption";
+                return Err(illegal(&format!("No enum constant {class}.{option}")));
+            }
+        };
+        if merges && !visit.may(Permission::Update) {
+            return Err(form("User does not have permission to update rows"));
+        }
+        let (text, format) = match (parameter("text"), parameter("file")) {
+            (Some(text), _) => (text, parameter("format")),
+            (None, Some(file)) => (file, parameter("format of file")),
+            (None, None) => return Err(form("Form contains no data")),
+        };
+        let rows = table(text, if format == Some("csv") { ',' } else { '\t' });
+        let changes = &mut transaction.changes;
+        let done = if merges { list.merge(&rows, changes) } else { list.insert(&rows, changes).map(drop) };
+        done.map_err(refused)?;
+        let (behavior, comment) = (parameter("auditBehavior"), parameter("auditUserComment"));
+        let id = transaction.audit("import", behavior, comment, rows.len());
+        Ok((rows.len(), id))
+    })?;
+    note(visit, audits);
+    let (count, id) = rows;
+    let mut body = json!({"success": true, "rowCount": count});
+    if let Some(id) = id {
+        body["transactionAuditId"] = json!(id);
+        body["reselectRowCount"] = json!(false);
+    }
+    Ok(Reply::json(200, &body))
+}
+
+fn illegal(message: &str) -> Reply {
+    Reply::exception(200, "java.lang.IllegalArgumentException", message)
+}
+
+/// A failure that concerns no field.
+fn form(message: &str) -> Reply {
+    Reply::json(200, &json!({"success": false, "exception": message, "errors": {"_form": message}}))
+}
+
+fn refused(refusal: Refusal) -> Reply {
+    let (first, error) = match refusal {
+        Refusal::Row { number, faults, .. } => {
+            let first = faults[0].1.clone();
+            let errors: Map<String, Value> =
+                faults.into_iter().map(|(field, message)| (field, Value::String(message))).collect();
+            let error = json!({"exception": first, "errors": errors, "rowNumber": number});
+            (first, error)
+        }
+        Refusal::Database(message) => {
+            let error = json!({"exception": message, "errors": {"_form": message}});
+            (message, error)
+        }
+        Refusal::NotFound => unreachable!("import does not update"),
+    };
+    let body = json!({"errors": [error], "errorCount": 1, "exception": first, "success": false});
+    Reply::json(200, &body)
+}
+
+/// The rows below a header, read as LabKey reads them: blank lines and lines that begin with `#` are skipped, cells
+/// without quotes are trimmed and their backslashes are escapes, quotes are doubled within quotes.
+fn table(text: &str, delimiter: char) -> Vec<Map<String, Value>> {
+    let mut lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+    let mut next = move || {
+        let line = lines.by_ref().find(|line| !line.starts_with('#') && !line.trim().is_empty())?;
+        let mut fields = Vec::new();
+        let mut rest = line.to_owned();
+        loop {
+            if rest.starts_with('"') {
+                let mut end = closing(&rest);
+                while end.is_none() {
+                    let Some(more) = lines.next() else { break };
+                    rest = format!("{rest}\n{more}");
+                    end = closing(&rest);
+                }
+                let end = end.unwrap_or(rest.len());
+                let field = rest[1..end].replace("\"\"", "\"");
+                rest = rest.get(end + 1..).unwrap_or_default().to_owned();
+                let tail = rest.find(delimiter).unwrap_or(rest.len());
+                fields.push(field + &rest[..tail]);
+                rest = rest[tail..].to_owned();
+            } else {
+                let end = rest.find(delimiter).unwrap_or(rest.len());
+                fields.push(unescaped(rest[..end].trim()));
+                rest = rest[end..].to_owned();
+            }
+            let Some(more) = rest.strip_prefix(delimiter) else { return Some(fields) };
+            rest = more.trim_start_matches(|c: char| c != delimiter && c.is_whitespace()).to_owned();
+        }
+    };
+    let header = next().unwrap_or_default();
+    let mut rows = Vec::new();
+    while let Some(fields) = next() {
+        let cell = |text: String| if text.is_empty() { Value::Null } else { Value::String(text) };
+        let mut cells: Vec<_> = fields.into_iter().map(cell).collect();
+        cells.resize(header.len(), Value::Null);
+        rows.push(header.iter().cloned().zip(cells).collect());
+    }
+    rows
+}
+
+/// Where the quote at the beginning is closed.
+fn closing(text: &str) -> Option<usize> {
+    let mut from = 1;
+    loop {
+        let end = from + text[from..].find('"')?;
+        if !text[end + 1..].starts_with('"') {
+            return Some(end);
+        }
+        from = end + 2;
+    }
+}
+
+/// A text with Java's escapes resolved.
+fn unescaped(text: &str) -> String {
+    if text == "\\N" {
+        return String::new();
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match if c == '\\' {
+            chars.next()
+        } else {
+            out.push(c);
+            continue;
+        } {
+            Some('t') => out.push('\t'),
+            Some('n') => out.push('\n'),
+            Some('r') => out.push('\r'),
+            Some('b') => out.push('\u{8}'),
+            Some('f') => out.push('\u{c}'),
+            Some(other) => out.push(other),
+            None => {}
+        }
+    }
+    out
+}
