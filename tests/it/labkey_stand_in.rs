@@ -12,6 +12,7 @@ use crate::labkey_server::{CONTAINER, Fault, KEY, Kind, LabKeyServer, List, PASS
 const TOKEN: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 async fn server() -> LabKeyServer {
+    nvd_support_car::tls::use_ring();
     let labkey = LabKeyServer::start().await;
     let hits = List::auto("hits").column("SAMPLE", Kind::Text).column("READ_COUNT", Kind::Integer);
     labkey.add(hits.column("ABUNDANCE", Kind::Number));

@@ -278,9 +278,9 @@ impl List {
     ) -> Result<Vec<Map<String, Value>>, Refusal> {
         let mut deleted = Vec::new();
         let name = self.key_name().to_owned();
-        let keys: Vec<_> = rows.iter().map(|row| row.iter().filter(|(column, _)| column.eq_ignore_ascii_case(&name)));
-        let keys: Vec<_> =
-            keys.into_iter().map(|key| key.map(|(name, key)| (name.clone(), key.clone())).collect()).collect();
+        let is_key = |(column, _): &(&String, &Value)| column.eq_ignore_ascii_case(&name);
+        let own = |(column, value): (&String, &Value)| (column.clone(), value.clone());
+        let keys: Vec<_> = rows.iter().map(|row| row.iter().filter(is_key).map(own).collect()).collect();
         for row in self.convert(&keys, false)? {
             let Some(key) = row[0].as_ref().filter(|key| !key.is_null()).map(Key::of) else { continue };
             if let Some(row) = self.rows.remove(&key) {
