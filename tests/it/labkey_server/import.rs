@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 
-use axum::body::Body;
-use axum::extract::{FromRequest, Multipart, Request};
 use serde_json::{Map, Value, json};
 
 use super::Permission;
@@ -11,28 +9,31 @@ use super::actions::{note, transact};
 use super::lists::Refusal;
 use super::wire::{Account, Asked, Reply, Visit};
 
-pub(super) async fn import(visit: &Visit<'_>, asked: &Asked) -> Result<Reply, Reply> {
+pub(super) fn import(visit: &Visit, asked: &Asked) -> Result<Reply, Reply> {
     let is_upload = asked.content_type().starts_with("multipart/");
     let mut parameters: HashMap<String, String> = asked.parameters().into_iter().collect();
     if is_upload {
-        parameters.extend(parts(asked).await.ok_or_else(|| Reply::html(400, "Illegal request body"))?);
+        parameters.extend(parts(asked).ok_or_else(|| Reply::html(400, "Illegal request body"))?);
     }
     let is_browser = is_upload && asked.headers.get("X-Requested-With").is_none_or(|by| by != "XMLHttpRequest");
     let reply = rows(visit, &parameters).unwrap_or_else(|refused| refused);
     Ok(if is_browser && reply.status == 200 { reply.as_html() } else { reply })
 }
 
-async fn parts(asked: &Asked) -> Option<Vec<(String, String)>> {
-    let mut request = Request::new(Body::from(asked.body.clone()));
-    *request.headers_mut() = asked.headers.clone();
-    let mut form = Multipart::from_request(request, &()).await.ok()?;
+/// The parts of a form in which a file may be, as names and texts.
+fn parts(asked: &Asked) -> Option<Vec<(String, String)>> {
+    let (_, boundary) = asked.content_type().split_once("boundary=")?;
+    let boundary = format!("--{}", boundary.trim_matches('"'));
     let mut parts = Vec::new();
-    while let Some(part) = form.next_field().await.ok()? {
-        let name = part.name()?.to_owned();
-        let is_csv = part.file_name().is_some_and(|name| name.ends_with(".csv"));
-        parts.push((name.clone(), part.text().await.ok()?));
-        if name == "file" {
-            parts.push(("format of file".to_owned(), if is_csv { "csv" } else { "tsv" }.to_owned()));
+    for part in std::str::from_utf8(&asked.body).ok()?.split(&boundary).skip(1) {
+        // The last one is but a mark.
+        let Some((head, content)) = part.split_once("\r\n\r\n") else { continue };
+        let attribute = |name: &str| head.split_once(&format!("; {name}=\""))?.1.split('"').next();
+        let name = attribute("name")?;
+        parts.push((name.to_owned(), content.strip_suffix("\r\n")?.to_owned()));
+        if let Some(file) = attribute("filename") {
+            let format = if file.ends_with(".csv") { "csv" } else { "tsv" };
+            parts.push((format!("format of {name}"), format.to_owned()));
         }
     }
     Some(parts)

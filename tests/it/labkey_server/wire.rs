@@ -1,6 +1,7 @@
 //! HTTP: which account asks, whether the request is genuine, and the forms of answers and failures.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -8,6 +9,7 @@ use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE};
 use axum::http::{HeaderMap, Method, Response, Uri};
 use data_encoding::{BASE64, HEXLOWER};
+use futures_util::StreamExt;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -63,7 +65,7 @@ async fn meet(state: &Arc<State>, request: Request) -> Option<Response<Body>> {
             tokio::time::sleep(delay).await;
         }
         let asked = Asked { method: parts.method, uri: parts.uri, headers: parts.headers, body };
-        let reply = answer(&shared, &asked).await.unwrap_or_else(|refused| refused);
+        let reply = answer(&shared, &asked).unwrap_or_else(|refused| refused);
         shared.seen.lock().expect("seen")[place].status = Some(reply.status);
         reply.with_cookie(&asked)
     });
@@ -128,7 +130,7 @@ fn target(uri: &Uri) -> (String, String) {
 }
 
 /// The order of the checks is LabKey's: key, action, folder, method, permission, CSRF.
-async fn answer(state: &State, asked: &Asked) -> Result<Reply, Reply> {
+fn answer(state: &State, asked: &Asked) -> Result<Reply, Reply> {
     let account = authenticate(state, asked)?;
     let (folder, action) = target(&asked.uri);
     let Some(rule) = actions::rule(&action) else { return Err(Reply::html(404, "Unable to find action")) };
@@ -149,7 +151,7 @@ async fn answer(state: &State, asked: &Asked) -> Result<Reply, Reply> {
         }
     }
     match action.as_str() {
-        "query-import" => import::import(&visit, asked).await,
+        "query-import" => import::import(&visit, asked),
         _ => actions::run(&visit, &action, asked),
     }
 }
@@ -276,10 +278,15 @@ impl Reply {
     /// The head and half of the body, and then the connection breaks.
     fn truncated(self) -> Response<Body> {
         let half = Bytes::copy_from_slice(&self.body.as_bytes()[..self.body.len() / 2]);
-        let parts = [Ok(half), Err(std::io::Error::other("broken on purpose"))];
+        let breaks = async {
+            // Else the head is not sent either.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Err(std::io::Error::other("broken on purpose"))
+        };
+        let parts = futures_util::stream::iter([Ok(half)]).chain(futures_util::stream::once(breaks));
         let response = Response::builder().status(self.status).header(CONTENT_TYPE, self.content_type);
         let response = response.header("Content-Length", self.body.len());
-        response.body(Body::from_stream(futures_util::stream::iter(parts))).expect("response")
+        response.body(Body::from_stream(parts)).expect("response")
     }
 }
 
