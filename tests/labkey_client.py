@@ -37,7 +37,7 @@ query = labkey.query
 
 # Who asks.
 me = labkey.security.who_am_i()
-assert (me.id, me.email, len(me.csrf_token)) == (1005, "nvd-bot@example.org", 64), me
+assert (me.id, me.email, len(me.CSRF)) == (1005, "nvd-bot@example.org", 64), me
 guest = connect(api_key=None)
 assert (guest.security.who_am_i().id, guest.security.who_am_i().email) == (0, "guest")
 fails(RequestAuthorizationError, "User does not have permission", guest.query.select_rows, "lists", "hits")

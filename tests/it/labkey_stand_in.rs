@@ -276,6 +276,8 @@ async fn missing_lists_fail_in_the_way_of_each_action() {
     let details = request(&labkey, "GET", "query-getQueryDetails").header("apikey", KEY);
     assert_eq!(send(details.query(&[("schemaName", "lists"), ("queryName", "gone")])).await.0, 404);
     let client = Client::builder().no_proxy().build().expect("client");
+    let escaped = client.get(format!("{}/%4EVD/Metagenomics/login-whoami.api", labkey.url));
+    assert_eq!(send(escaped).await.0, 200);
     let elsewhere = client.get(format!("{}/NVD/Nope/login-whoami.api", labkey.url));
     let (status, body) = send(elsewhere).await;
     assert_eq!((status, &body["exception"]), (404, &json!("No such project: /NVD/Nope")));

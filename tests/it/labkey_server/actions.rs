@@ -1,7 +1,6 @@
 //! The actions, but for import: who may call them, and what they answer.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 
 use serde_json::{Map, Value, json};
 
@@ -79,29 +78,29 @@ fn details(visit: &Visit, asked: &Asked) -> Result<Reply, Reply> {
 
 /// One of the three that change rows of one list.
 fn change_rows(visit: &Visit, command: &str, asked: &Asked) -> Result<Reply, Reply> {
-    let request: Value = json_of(asked)?;
-    let (body, audits) = transact(visit, |transaction| transaction.command(command, &request))?;
+    let request = json_of(asked)?;
+    let (body, audits) = transact(visit, |transaction| transaction.command(command, request))?;
     note(visit, audits);
     Ok(Reply::json(200, &body))
 }
 
 /// Several changes in one transaction.
 fn save_rows(visit: &Visit, asked: &Asked) -> Result<Reply, Reply> {
-    let request: Value = json_of(asked)?;
-    let commands = request["commands"].as_array().filter(|commands| !commands.is_empty());
-    let commands = commands.ok_or_else(|| not_found("Empty request"))?;
-    let is_trial = request["validateOnly"].as_bool().unwrap_or(false);
+    let mut request = json_of(asked)?;
+    let Some(commands) = request["commands"].as_array_mut().map(std::mem::take).filter(|all| !all.is_empty()) else {
+        return Err(not_found("Empty request"));
+    };
+    let is_trial = request["validateOnly"] == json!(true);
     let run = |transaction: &mut Transaction| {
+        transaction.is_trial = is_trial;
         let mut results = Vec::with_capacity(commands.len());
         for command in commands {
-            let name = command["command"].as_str().unwrap_or_default();
-            if !["insert", "update", "delete"].contains(&name) {
-                let message = format!("No enum constant org.labkey.query.controllers.CommandType.{name}");
-                return Err(illegal(&message));
+            let name = command["command"].as_str().unwrap_or_default().to_owned();
+            if !["insert", "update", "delete"].contains(&name.as_str()) {
+                return Err(illegal(&format!("No enum constant org.labkey.query.controllers.CommandType.{name}")));
             }
-            results.push(transaction.command(name, command)?);
+            results.push(transaction.command(&name, command)?);
         }
-        transaction.is_trial = is_trial;
         Ok(results)
     };
     let (results, audits) = transact(visit, run)?;
@@ -124,7 +123,7 @@ pub(super) fn transact<T>(
     visit: &Visit,
     run: impl FnOnce(&mut Transaction) -> Result<T, Reply>,
 ) -> Result<(T, Vec<Audit>), Reply> {
-    let mut lists = visit.state.lists.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut lists = visit.state.lists.lock().expect("lists");
     let mut transaction =
         Transaction { visit, lists: &mut lists, changes: Changes::default(), audits: Vec::new(), is_trial: false };
     let result = run(&mut transaction);
@@ -155,16 +154,19 @@ impl Transaction<'_> {
         Some(id)
     }
 
-    fn command(&mut self, command: &str, request: &Value) -> Result<Value, Reply> {
-        let rows = request["rows"].as_array().filter(|rows| !rows.is_empty()).ok_or_else(|| {
-            let message = "No 'rows' array supplied.";
-            let errors = json!([{"msg": message, "message": message}]);
-            Reply::json(400, &json!({"errors": errors, "exception": message, "success": false}))
-        })?;
+    fn command(&mut self, command: &str, mut request: Value) -> Result<Value, Reply> {
+        let rows = match request.get_mut("rows").map(Value::take) {
+            Some(Value::Array(rows)) if !rows.is_empty() => rows,
+            _ => {
+                let message = "No 'rows' array supplied.";
+                let errors = json!([{"msg": message, "message": message}]);
+                return Err(Reply::json(400, &json!({"errors": errors, "exception": message, "success": false})));
+            }
+        };
         let mut objects: Vec<Map<String, Value>> = Vec::with_capacity(rows.len());
-        for (index, row) in rows.iter().enumerate() {
-            let row = row.as_object().ok_or_else(|| illegal(&format!("rows[{index}] is not an object.")))?;
-            objects.push(row.clone());
+        for (index, row) in rows.into_iter().enumerate() {
+            let Value::Object(row) = row else { return Err(illegal(&format!("rows[{index}] is not an object."))) };
+            objects.push(row);
         }
         let name = |member: &str| {
             request[member].as_str().ok_or_else(|| {
@@ -192,21 +194,19 @@ impl Transaction<'_> {
             Permission::Update => list.update(&objects, &mut self.changes),
             _ => list.delete(&objects, &mut self.changes),
         };
-        let mut stored = result.map_err(|refusal| refused(refusal, schema, query))?;
-        if request["skipReselectRows"] == json!(true) {
-            let key = list.key_name().to_owned();
-            stored.iter_mut().for_each(|row| row.retain(|name, _| *name == key));
-        }
+        let stored = result.map_err(|refusal| refused(refusal, schema, query))?;
+        let width = if request["skipReselectRows"] == json!(true) { 1 } else { list.width() };
+        let stored: Vec<_> = stored.iter().map(|row| list.object(&row[..width])).collect();
         let mut response = json!({
             "schemaName": schema,
             "queryName": query,
             "command": command,
             "containerPath": CONTAINER,
             "rows": stored,
-            "rowsAffected": rows.len(),
+            "rowsAffected": objects.len(),
         });
         let (behavior, comment) = (request["auditBehavior"].as_str(), request["auditUserComment"].as_str());
-        if let Some(id) = self.audit(command, behavior, comment, rows.len()) {
+        if let Some(id) = self.audit(command, behavior, comment, objects.len()) {
             response["transactionAuditId"] = json!(id);
             response["reselectRowCount"] = json!(false);
         }

@@ -17,7 +17,7 @@ pub(super) fn import(visit: &Visit, asked: &Asked) -> Result<Reply, Reply> {
     }
     let is_browser = is_upload && asked.headers.get("X-Requested-With").is_none_or(|by| by != "XMLHttpRequest");
     let reply = rows(visit, &parameters).unwrap_or_else(|refused| refused);
-    Ok(if is_browser && reply.status == 200 { reply.as_html() } else { reply })
+    Ok(if is_browser && reply.status == 200 { reply.called_html() } else { reply })
 }
 
 /// The parts of a form in which a file may be, as names and texts.

@@ -210,16 +210,17 @@ impl List {
         self.rows.values().map(|row| self.object(row)).collect()
     }
 
-    fn object(&self, row: &[Value]) -> Map<String, Value> {
+    /// A row, or the beginning of one, with the names of its columns.
+    pub(super) fn object(&self, row: &[Value]) -> Map<String, Value> {
         self.columns.iter().map(|column| column.name.clone()).zip(row.iter().cloned()).collect()
     }
 
-    /// Inserts all rows or none that stays, and answers with what was stored.
+    /// Inserts all rows or none that stays, and answers with the stored rows.
     pub(super) fn insert(
         &mut self,
         rows: &[Map<String, Value>],
         changes: &mut Changes,
-    ) -> Result<Vec<Map<String, Value>>, Refusal> {
+    ) -> Result<Vec<Vec<Value>>, Refusal> {
         let rows = self.convert(rows, true)?;
         let mut stored = Vec::with_capacity(rows.len());
         for row in rows {
@@ -237,7 +238,7 @@ impl List {
                      Detail: Key ({column})=({value}) already exists."
                 )));
             }
-            stored.push(self.object(&row));
+            stored.push(row.clone());
             self.put(key, row, changes);
         }
         Ok(stored)
@@ -258,13 +259,13 @@ impl List {
         &mut self,
         rows: &[Map<String, Value>],
         changes: &mut Changes,
-    ) -> Result<Vec<Map<String, Value>>, Refusal> {
+    ) -> Result<Vec<Vec<Value>>, Refusal> {
         let mut stored = Vec::with_capacity(rows.len());
         for row in self.convert(rows, false)? {
             let key = row[0].as_ref().filter(|key| !key.is_null()).map(Key::of).ok_or(Refusal::NotFound)?;
             let before = self.rows.get(&key).cloned().ok_or(Refusal::NotFound)?;
             let row = overlay(before, row);
-            stored.push(self.object(&row));
+            stored.push(row.clone());
             self.put(key, row, changes);
         }
         Ok(stored)
@@ -275,7 +276,7 @@ impl List {
         &mut self,
         rows: &[Map<String, Value>],
         changes: &mut Changes,
-    ) -> Result<Vec<Map<String, Value>>, Refusal> {
+    ) -> Result<Vec<Vec<Value>>, Refusal> {
         let mut deleted = Vec::new();
         let name = self.key_name().to_owned();
         let is_key = |(column, _): &(&String, &Value)| column.eq_ignore_ascii_case(&name);
@@ -284,7 +285,7 @@ impl List {
         for row in self.convert(&keys, false)? {
             let Some(key) = row[0].as_ref().filter(|key| !key.is_null()).map(Key::of) else { continue };
             if let Some(row) = self.rows.remove(&key) {
-                deleted.push(self.object(&row));
+                deleted.push(row.clone());
                 changes.0.push((self.name.to_lowercase(), key, Some(row)));
             }
         }

@@ -218,7 +218,7 @@ impl Reply {
     }
 
     /// As for the upload of a file by a form in a browser: JSON that calls itself HTML.
-    pub fn as_html(mut self) -> Self {
+    pub fn called_html(mut self) -> Self {
         self.content_type = "text/html;charset=UTF-8";
         self
     }
