@@ -12,6 +12,7 @@ from labkey.exceptions import (
     RequestAuthorizationError,
     ServerContextError,
     ServerNotFoundError,
+    UnexpectedRedirectError,
 )
 from labkey.query import AuditBehavior, InsertOption, QueryFilter
 
@@ -91,8 +92,9 @@ fails(QueryNotFoundError, "No such project: /NVD/Nope", connect(folder="NVD/Nope
 url = labkey.server_context.build_url("query", "noSuchAction.api")
 fails(ServerNotFoundError, "404: Server resource not found", labkey.server_context.make_request, url)
 
-# Update and delete; the first attempt finds the server shutting down.
+# Update and delete; the first attempts find the server shutting down, and somewhere else.
 fails(ServerContextError, "503: Server Error", query.delete_rows, "lists", "hits", [{"Key": 1}])
+fails(UnexpectedRedirectError, "Redirected from http to https", query.delete_rows, "lists", "hits", [{"Key": 1}])
 assert query.delete_rows("lists", "hits", [{"Key": 1}])["rowsAffected"] == 1
 answer = query.update_rows("lists", "hits", [{"Key": 3, "READ_COUNT": 30}])
 assert (answer["rows"][0]["SAMPLE"], answer["rows"][0]["READ_COUNT"]) == ("S3", 30), answer

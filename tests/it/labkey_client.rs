@@ -12,8 +12,9 @@ async fn the_official_client_finds_a_labkey_server() {
     let hits = List::auto("hits").required("SAMPLE", Kind::Text).column("READ_COUNT", Kind::Integer);
     labkey.add(hits.column("EXCLUDE", Kind::Boolean).column("UploadTimestamp", Kind::Time));
     labkey.add(List::keyed("records", "RecordKey").column("SAMPLE", Kind::Text).column("READ_COUNT", Kind::Integer));
-    // The first attempt to delete is in vain.
+    // The first two attempts to delete are in vain.
     labkey.inject("query-deleteRows", Fault::Unavailable(None));
+    labkey.inject("query-deleteRows", Fault::Redirect);
     python::run("labkey_client.py", &[&labkey.address.to_string(), CONTAINER, KEY]).await;
 
     let rows = labkey.rows("hits");

@@ -28,6 +28,8 @@ pub enum Fault {
     NotReady,
     /// 500 with the class of an error that may pass, such as a deadlock.
     Error,
+    /// 302 to the same place by https, as when the server is reached by http or under maintenance.
+    Redirect,
     /// 503 as HTML, with `Retry-After` in seconds if some.
     Unavailable(Option<u32>),
 }
@@ -48,6 +50,11 @@ impl Fault {
                     "success": false,
                 }),
             ),
+            Self::Redirect => {
+                let mut reply = Reply::html(302, "");
+                reply.location = Some("https://labkey.invalid/");
+                reply
+            }
             Self::Unavailable(seconds) => {
                 let mut reply = Reply::html(503, "The server is shutting down");
                 reply.retry_after = *seconds;

@@ -129,43 +129,43 @@ fn refused(refusal: Refusal) -> Reply {
 /// The rows below a header, read as LabKey reads them: blank lines and lines that begin with `#` are skipped, cells
 /// without quotes are trimmed and their backslashes are escapes, quotes are doubled within quotes.
 fn table(text: &str, delimiter: char) -> Vec<Map<String, Value>> {
-    let mut lines = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
-    let mut next = move || {
-        let line = lines.by_ref().find(|line| !line.starts_with('#') && !line.trim().is_empty())?;
-        let mut fields = Vec::new();
-        let mut rest = line.to_owned();
-        loop {
-            if rest.starts_with('"') {
-                let mut end = closing(&rest);
-                while end.is_none() {
-                    let Some(more) = lines.next() else { break };
-                    rest = format!("{rest}\n{more}");
-                    end = closing(&rest);
-                }
-                let end = end.unwrap_or(rest.len());
-                let field = rest[1..end].replace("\"\"", "\"");
-                rest = rest.get(end + 1..).unwrap_or_default().to_owned();
-                let tail = rest.find(delimiter).unwrap_or(rest.len());
-                fields.push(field + &rest[..tail]);
-                rest = rest[tail..].to_owned();
-            } else {
-                let end = rest.find(delimiter).unwrap_or(rest.len());
-                fields.push(unescaped(rest[..end].trim()));
-                rest = rest[end..].to_owned();
-            }
-            let Some(more) = rest.strip_prefix(delimiter) else { return Some(fields) };
-            rest = more.trim_start_matches(|c: char| c != delimiter && c.is_whitespace()).to_owned();
-        }
-    };
-    let header = next().unwrap_or_default();
+    let text = text.replace("\r\n", "\n");
+    let mut rest = text.as_str();
+    let header = record(&mut rest, delimiter).unwrap_or_default();
     let mut rows = Vec::new();
-    while let Some(fields) = next() {
+    while let Some(fields) = record(&mut rest, delimiter) {
         let cell = |text: String| if text.is_empty() { Value::Null } else { Value::String(text) };
         let mut cells: Vec<_> = fields.into_iter().map(cell).collect();
         cells.resize(header.len(), Value::Null);
         rows.push(header.iter().cloned().zip(cells).collect());
     }
     rows
+}
+
+/// The next line that counts, and more of them while a quote is open, as fields.
+fn record(rest: &mut &str, delimiter: char) -> Option<Vec<String>> {
+    while let Some(line) = rest.split('\n').next().filter(|line| line.starts_with('#') || line.trim().is_empty()) {
+        *rest = rest.get(line.len() + 1..)?;
+    }
+    let mut fields = Vec::new();
+    loop {
+        let mut field = String::new();
+        let is_quoted = rest.starts_with('"');
+        if is_quoted {
+            let end = closing(rest).unwrap_or(rest.len());
+            field = rest[1..end].replace("\"\"", "\"");
+            *rest = rest.get(end + 1..).unwrap_or_default();
+        }
+        let end = rest.find([delimiter, '\n']).unwrap_or(rest.len());
+        let plain = &rest[..end];
+        field += &if is_quoted { plain.to_owned() } else { unescaped(plain.trim()) };
+        fields.push(field);
+        *rest = &rest[end..];
+        let Some(more) = rest.strip_prefix(delimiter) else { break };
+        *rest = more.trim_start_matches(|c: char| c != delimiter && c != '\n' && c.is_whitespace());
+    }
+    *rest = rest.strip_prefix('\n').unwrap_or_default();
+    Some(fields)
 }
 
 /// Where the quote at the beginning is closed.

@@ -201,11 +201,12 @@ pub(super) struct Reply {
     cookie: Option<String>,
     asks_for_basic: bool,
     pub retry_after: Option<u32>,
+    pub location: Option<&'static str>,
 }
 
 impl Reply {
     fn new(status: u16, content_type: &'static str, body: String) -> Self {
-        Self { status, content_type, body, cookie: None, asks_for_basic: false, retry_after: None }
+        Self { status, content_type, body, cookie: None, asks_for_basic: false, retry_after: None, location: None }
     }
 
     pub fn json(status: u16, body: &Value) -> Self {
@@ -271,6 +272,9 @@ impl Reply {
         }
         if let Some(seconds) = self.retry_after {
             response = response.header("Retry-After", seconds);
+        }
+        if let Some(location) = self.location {
+            response = response.header("Location", location);
         }
         response.body(Body::from(self.body)).expect("response")
     }
