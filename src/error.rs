@@ -66,6 +66,9 @@ pub enum Error {
     /// The storage of exports failed or is out of reach.
     #[error("the storage of exports did not answer as it should")]
     Storage(#[from] object_store::Error),
+    /// LabKey did not do what it was asked for.
+    #[error("LabKey: {0}")]
+    Labkey(#[from] Box<crate::labkey::failure::Failure>),
     /// A job was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -110,7 +113,7 @@ impl Error {
         match self {
             Self::Busy { .. } => Class::Dependency,
             Self::Database(error) if is_outage(error) => Class::Dependency,
-            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) => Class::Dependency,
+            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) | Self::Labkey(_) => Class::Dependency,
             Self::Database(_) | Self::Migration(_) | Self::Internal(_) => Class::Ours,
             _ => Class::Caller,
         }
@@ -124,7 +127,19 @@ impl Error {
             Self::Database(error) => is_outage(error),
             // What is wrong with the request, the credentials or the path stays wrong.
             Self::Storage(error) => matches!(error, object_store::Error::Generic { .. }),
+            Self::Labkey(failure) => failure.is_passing(),
             _ => false,
+        }
+    }
+
+    /// When the same request may succeed, where something says so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited(after) | Self::Busy { retry_after: after, .. } => Some(*after),
+            Self::Labkey(failure) => failure.retry_after,
+            Self::Database(_) if self.is_retryable() => Some(Duration::from_secs(5)),
+            _ => None,
         }
     }
 
@@ -151,7 +166,7 @@ impl Error {
 
     /// A word for metrics and logs.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::Body(_) => "body",
             Self::Faults(_) => "rows",
@@ -166,6 +181,7 @@ impl Error {
             Self::Busy { .. } => "busy",
             Self::Database(_) => "database",
             Self::Storage(_) => "storage",
+            Self::Labkey(failure) => failure.kind.as_str(),
             Self::Cancelled => "cancelled",
             Self::Link(_) => "link",
             Self::Definitions(_) => "definitions",
@@ -189,6 +205,12 @@ fn is_outage(error: &sqlx::Error) -> bool {
             ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
         }),
         _ => false,
+    }
+}
+
+impl From<crate::labkey::failure::Failure> for Error {
+    fn from(failure: crate::labkey::failure::Failure) -> Self {
+        Self::Labkey(Box::new(failure))
     }
 }
 

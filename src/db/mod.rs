@@ -1,10 +1,11 @@
-//! Where rows live: the connection pool, migrations, dataset tables, submissions, jobs, the catalogue of exports, and the
-//! embedded PostgreSQL.
+//! Where rows live: the connection pool, migrations, dataset tables, submissions, jobs, the catalogue of exports,
+//! deliveries to LabKey, and the embedded PostgreSQL.
 
 pub mod embedded;
 pub mod exports;
 pub mod jobs;
 pub mod keys;
+pub mod labkey;
 pub mod schedules;
 pub mod submissions;
 pub mod tables;

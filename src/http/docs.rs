@@ -25,7 +25,7 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
 #[openapi(
     info(
         title = "NVD Support Car API",
-        description = "Takes in metagenomic results from HTCondor workers, exactly once, and exports them as Parquet.",
+        description = "Takes in metagenomic results from HTCondor workers, exactly once, exports them as Parquet, and delivers them to LabKey.",
         license(name = "MIT", identifier = "MIT")
     ),
     components(schemas(ProblemBody)),
@@ -33,6 +33,7 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
         (name = "ingest", description = "Sending result files: one body is one submission, stored whole or not at all"),
         (name = "submissions", description = "What has been taken in"),
         (name = "exports", description = "Tables as files: what was exported, asking for more, downloading"),
+        (name = "labkey", description = "Delivery to LabKey's lists: starting it, how far it is, what was refused and why"),
         (name = "jobs", description = "Background work: how far it is, and stopping it"),
         (name = "datasets", description = "What can be sent"),
         (name = "system", description = "Health, metrics, version"),
@@ -93,7 +94,10 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         // A signed link does instead of a token.
         operation["security"] = json!([{"bearer": []}, {}]);
     }
-    if path == "/exports/trigger" {
+    if ["/labkey/sync", "/labkey/status", "/labkey/stats", "/labkey/retry"].contains(&path) {
+        problems.push(("409", "LabKey is not configured"));
+    }
+    if path == "/exports/trigger" || path == "/labkey/retry" {
         problems.push(("400", "The body is no JSON"));
         problems.push(("415", "The body does not say that it is JSON"));
         problems.push(("422", "A field is wrong, or unknown"));

@@ -230,7 +230,7 @@ pub async fn trigger_export(
     };
     let job = work::enqueue_export(&http.app, &mut transaction, &new).await?;
     transaction.commit().await?;
-    http.app.new_job.notify_one();
+    http.app.new_job.notify_waiters();
     let export = exports::by_job(&http.app.pool, job.id).await?;
     let body = TriggerBody {
         job_id: job.id,

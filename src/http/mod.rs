@@ -2,12 +2,14 @@
 
 pub mod auth;
 mod datasets;
+mod deliveries;
 mod docs;
 mod download;
 mod drain;
 mod exports;
 mod ingest;
 mod jobs;
+mod labkey;
 mod links;
 mod problem;
 mod submissions;
@@ -60,12 +62,18 @@ fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
         .routes(routes!(submissions::get_submission))
         .routes(routes!(jobs::list_jobs))
         .routes(routes!(jobs::get_job))
-        .routes(routes!(jobs::follow_job));
+        .routes(routes!(jobs::follow_job))
+        .routes(routes!(labkey::labkey_status))
+        .routes(routes!(labkey::labkey_stats))
+        .routes(routes!(deliveries::list_deliveries))
+        .routes(routes!(deliveries::list_failures));
     let operate = OpenApiRouter::new()
         .routes(routes!(submissions::delete_submission))
         .routes(routes!(exports::trigger_export))
         .routes(routes!(exports::delete_export))
-        .routes(routes!(jobs::cancel_job));
+        .routes(routes!(jobs::cancel_job))
+        .routes(routes!(labkey::sync_labkey))
+        .routes(routes!(labkey::retry_labkey));
     [(Scope::Ingest, ingest), (Scope::Read, read), (Scope::Operate, operate)]
 }
 

@@ -4,6 +4,7 @@
 mod export;
 pub mod retention;
 pub mod schedule;
+pub mod sync;
 pub mod worker;
 
 use serde::{Deserialize, Serialize};
@@ -27,12 +28,26 @@ pub enum Work {
         /// Days until it may be removed.
         retention_days: u32,
     },
+    /// Deliver to LabKey what is pending.
+    LabkeySync {
+        /// Of which dataset.
+        dataset: String,
+    },
 }
 
+/// How often a sync is tried before it waits for its next turn.
+const SYNC_ATTEMPTS: i32 = 5;
+
 impl Work {
+    /// What an export is called among jobs.
+    pub const EXPORT: &str = "export";
+    /// What a delivery to LabKey is called among jobs.
+    pub const LABKEY_SYNC: &str = "labkey_sync";
+
     const fn kind(&self) -> &'static str {
         match self {
-            Self::Export { .. } => "export",
+            Self::Export { .. } => Self::EXPORT,
+            Self::LabkeySync { .. } => Self::LABKEY_SYNC,
         }
     }
 }
@@ -65,6 +80,7 @@ pub async fn enqueue_export(app: &App, connection: &mut sqlx::PgConnection, new:
         payload: serde_json::to_value(&work).map_err(internal)?,
         max_attempts: app.config.export.max_attempts,
         dedupe_key: new.dedupe_key,
+        alone_key: None,
     };
     if jobs::enqueue(connection, &job).await? {
         db::exports::insert(connection, export, job.id, &new.dataset.name, &spec).await?;
@@ -78,4 +94,31 @@ pub async fn enqueue_export(app: &App, connection: &mut sqlx::PgConnection, new:
         None => jobs::by_id(connection, job.id).await?,
     };
     made.ok_or_else(|| Error::Internal("a job vanished".into()))
+}
+
+/// Makes a sync of a dataset, in the caller's transaction; the one that waits or runs when there is one, since it goes
+/// on until nothing is pending. Says whether it is a new one.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn enqueue_sync(connection: &mut sqlx::PgConnection, dataset: &str) -> Result<(Job, bool)> {
+    let work = Work::LabkeySync { dataset: dataset.to_owned() };
+    let payload =
+        serde_json::to_value(&work).map_err(|error| Error::Internal(format!("a job cannot be stored: {error}")))?;
+    let key = format!("labkey_sync:{dataset}");
+    loop {
+        let job = NewJob {
+            id: Uuid::now_v7(),
+            kind: work.kind(),
+            payload: payload.clone(),
+            max_attempts: SYNC_ATTEMPTS,
+            dedupe_key: None,
+            alone_key: Some(&key),
+        };
+        let is_new = jobs::enqueue(connection, &job).await?;
+        // None when it has ended between the two statements.
+        if let Some(job) = jobs::unfinished(connection, &key).await? {
+            return Ok((job, is_new));
+        }
+    }
 }

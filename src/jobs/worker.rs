@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Work, export};
+use super::{Work, export, sync};
 use crate::app::App;
 use crate::db::jobs::{self, Beat, Job, Lease};
 use crate::error::{Error, Result};
@@ -31,14 +31,17 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts as many as are configured.
+    /// Starts as many as are configured for each kind of work, so that none waits for another.
     #[must_use]
     pub fn start(app: &App) -> Self {
         let (stop, give_back) = (CancellationToken::new(), CancellationToken::new());
         let mut workers = JoinSet::new();
-        for slot in 0..app.config.export.slots {
-            let name = format!("{}:{}:{slot}", hostname(), std::process::id());
-            workers.spawn(work(app.clone(), name, stop.clone(), give_back.clone()));
+        let syncs = if app.labkey.is_some() { app.config.labkey.slots } else { 0 };
+        for (kind, slots) in [(Work::EXPORT, app.config.export.slots), (Work::LABKEY_SYNC, syncs)] {
+            for slot in 0..slots {
+                let name = format!("{}:{}:{kind}:{slot}", hostname(), std::process::id());
+                workers.spawn(work(app.clone(), kind, name, stop.clone(), give_back.clone()));
+            }
         }
         Self { stop, give_back, workers }
     }
@@ -54,14 +57,14 @@ impl Workers {
     }
 }
 
-async fn work(app: App, name: String, stop: CancellationToken, give_back: CancellationToken) {
+async fn work(app: App, kind: &'static str, name: String, stop: CancellationToken, give_back: CancellationToken) {
     while !stop.is_cancelled() {
         // Until then the tables may not be there.
         if !app.is_ready.load(Ordering::Acquire) {
             wait(&app, &stop).await;
             continue;
         }
-        match jobs::claim(&app.pool, &name, app.config.export.lease).await {
+        match jobs::claim(&app.pool, kind, &name, app.config.export.lease).await {
             Ok(Some(job)) => perform(&app, job, &give_back).await,
             Ok(None) => wait(&app, &stop).await,
             Err(error) => {
@@ -117,7 +120,7 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
         return jobs::fail(&mut *app.pool.acquire().await?, lease, "cancelled", &report).await;
     }
     if error.is_retryable() && job.attempt < job.max_attempts {
-        let wait = backoff(job.attempt);
+        let wait = backoff(job.attempt).max(error.retry_after().unwrap_or_default());
         tracing::warn!(job = %job.id, attempt = job.attempt, error = report, ?wait, "job failed; it is tried again");
         return jobs::retry(&app.pool, lease, wait, &report).await;
     }
@@ -137,6 +140,7 @@ async fn run(app: &App, job: &Job, lease: &Lease, give_back: &CancellationToken)
     let working = Box::pin(async {
         match work {
             Work::Export { export_id, retention_days } => export::run(app, lease, export_id, retention_days).await,
+            Work::LabkeySync { dataset } => sync::run(app, lease, &dataset).await,
         }
     });
     let beating = Box::pin(keep_alive(app, lease, give_back));

@@ -173,6 +173,13 @@ impl List {
         self.rows.clear();
     }
 
+    /// Removes rows from the end, so that so many are left.
+    pub fn truncate(&mut self, left: usize) {
+        while self.rows.len() > left {
+            self.rows.pop_last();
+        }
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }

@@ -181,6 +181,11 @@ impl LabKeyServer {
         self.state.seen.lock().expect("seen").clone()
     }
 
+    /// Forgets all requests so far.
+    pub fn forget(&self) {
+        self.state.seen.lock().expect("seen").clear();
+    }
+
     /// The audit log.
     pub fn audits(&self) -> Vec<Audit> {
         self.state.audits.lock().expect("audits").clone()
