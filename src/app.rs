@@ -41,8 +41,18 @@ pub struct App {
 pub struct IngestBounds {
     /// Bodies that are decoded and copied at the same time.
     pub places: Arc<Semaphore>,
+    /// How many places there are.
+    pub concurrency: usize,
     /// Uploads that wait or run.
     pub queue: Arc<Semaphore>,
+}
+
+impl IngestBounds {
+    /// Whether an upload is being decoded or copied right now.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.places.available_permits() < self.concurrency
+    }
 }
 
 impl App {
@@ -61,6 +71,7 @@ impl App {
         };
         let ingest = IngestBounds {
             places: Arc::new(Semaphore::new(places)),
+            concurrency: places,
             queue: Arc::new(Semaphore::new(config.ingest.queue)),
         };
         let storage = Storage::open(&config.export_storage())?;

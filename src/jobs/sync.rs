@@ -15,7 +15,7 @@ use crate::telemetry;
 /// Delivers; false when the job had become somebody else's.
 pub async fn run(app: &App, lease: &Lease, dataset: &str) -> Result<bool> {
     let labkey = configured(app)?;
-    let (report, result) = sync::run(&app.pool, &labkey, labkey.list(dataset)?, lease).await;
+    let (report, result) = sync::run(&app.pool, &labkey, labkey.list(dataset)?, lease, &|| app.ingest.is_busy()).await;
     let told = serde_json::to_value(&report)
         .map_err(|error| Error::Internal(format!("a report cannot be stored: {error}")))?;
     jobs::report(&app.pool, lease, &told).await?;

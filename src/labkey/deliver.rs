@@ -35,7 +35,10 @@ impl Run<'_> {
         let mut left = vec![group];
         let mut doubts = 0;
         while let Some(group) = left.pop() {
-            match self.post(&group).await? {
+            let (was_busy, started) = (self.is_busy(), Instant::now());
+            let posted = self.post(&group).await?;
+            self.rest(was_busy, started.elapsed()).await;
+            match posted {
                 Posted::Done => {}
                 Posted::Halve => left.extend(self.halves(group).await?),
                 Posted::Again(lost) => {

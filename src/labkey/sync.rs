@@ -21,6 +21,12 @@ use crate::error::{Error, Result};
 /// Deliveries that are looked up at once.
 const PAGE: i64 = 1000;
 
+/// While uploads are working, the sync rests so many times as long as it works: they come first, since their clients wait.
+const COURTESY: u32 = 6;
+
+/// The longest such rest.
+const LONGEST_REST: Duration = Duration::from_secs(5);
+
 /// How long requests under way may go on when the sync is stopped. What has not ended by then is in doubt.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -30,20 +36,28 @@ pub(super) struct Run<'r> {
     pub labkey: &'r Labkey,
     pub target: Target<'r>,
     pub lease: &'r Lease,
+    is_busy: &'r (dyn Fn() -> bool + Sync),
     /// Who has deliveries in hand.
     pub holder: String,
     pub tally: &'r Tally,
 }
 
-/// Delivers what is pending of a dataset, and says how that went. The caller is its only sync.
-pub async fn run(pool: &PgPool, labkey: &Labkey, list: &List, lease: &Lease) -> (DatasetReport, Result<()>) {
+/// Delivers what is pending of a dataset, and says how that went. The caller is its only sync. While `is_busy` says that
+/// the process has more urgent work, it goes slowly.
+pub async fn run(
+    pool: &PgPool,
+    labkey: &Labkey,
+    list: &List,
+    lease: &Lease,
+    is_busy: &(dyn Fn() -> bool + Sync),
+) -> (DatasetReport, Result<()>) {
     let tally = Tally::new();
     let overdue = async {
         lease.cancelled().await;
         tokio::time::sleep(GRACE).await;
     };
     let result = tokio::select! {
-        result = walk(pool, labkey, list, lease, &tally) => result,
+        result = walk(pool, labkey, list, lease, is_busy, &tally) => result,
         () = overdue => Err(Error::Cancelled),
     };
     if let Err(error) = &result {
@@ -54,12 +68,19 @@ pub async fn run(pool: &PgPool, labkey: &Labkey, list: &List, lease: &Lease) -> 
     (tally.report(&list.dataset.name, remaining), result)
 }
 
-async fn walk(pool: &PgPool, labkey: &Labkey, list: &List, lease: &Lease, tally: &Tally) -> Result<()> {
+async fn walk(
+    pool: &PgPool,
+    labkey: &Labkey,
+    list: &List,
+    lease: &Lease,
+    is_busy: &(dyn Fn() -> bool + Sync),
+    tally: &Tally,
+) -> Result<()> {
     lease.progress.enter("check");
     labkey.client.patiently(|| labkey.client.whoami()).await?;
     let check = preflight::check(&labkey.client, list).await?;
     let holder = format!("{}/{}", lease.id, lease.attempt);
-    let run = Run { pool, labkey, target: check.target(list)?, lease, holder, tally };
+    let run = Run { pool, labkey, target: check.target(list)?, lease, is_busy, holder, tally };
     labkey::take_over(pool, &list.dataset.name, &run.holder).await?;
     loop {
         lease.progress.enter("reconcile");
@@ -83,6 +104,23 @@ async fn walk(pool: &PgPool, labkey: &Labkey, list: &List, lease: &Lease, tally:
 impl Run<'_> {
     pub(super) fn dataset(&self) -> &str {
         &self.target.list.dataset.name
+    }
+
+    /// Rests after a request that took so long, while there is more urgent work.
+    pub(super) async fn rest(&self, was_busy: bool, took: Duration) {
+        if !was_busy && !self.is_busy() {
+            return;
+        }
+        let requests = u32::try_from(self.labkey.config.requests).unwrap_or(1);
+        tokio::select! {
+            () = tokio::time::sleep((took * COURTESY * requests).min(LONGEST_REST)) => {}
+            () = self.lease.cancelled() => {}
+        }
+    }
+
+    /// Whether there is more urgent work.
+    pub(super) fn is_busy(&self) -> bool {
+        (self.is_busy)()
     }
 
     async fn expect(&self) -> Result<()> {
