@@ -15,7 +15,7 @@ use super::text;
 use crate::error::{Error, Result};
 
 /// Bytes that travel to the uploader together.
-const PIECE: usize = 1024 * 1024;
+const PIECE: usize = 512 * 1024;
 
 /// What encoders hand over.
 pub enum Encoded {
@@ -185,7 +185,7 @@ pub struct Sink {
 
 impl Sink {
     fn new(output: mpsc::Sender<Output>) -> Self {
-        Self { output, buffer: Vec::new(), digest: Sha256::new(), bytes: 0 }
+        Self { output, buffer: Vec::with_capacity(PIECE), digest: Sha256::new(), bytes: 0 }
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -193,7 +193,7 @@ impl Sink {
     }
 
     fn hand_over(&mut self) -> io::Result<()> {
-        let bytes = Bytes::from(std::mem::take(&mut self.buffer));
+        let bytes = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE)));
         self.output.blocking_send(Output::Bytes(bytes)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 

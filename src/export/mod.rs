@@ -43,7 +43,7 @@ const BATCHES_IN_FLIGHT: usize = 2;
 /// Parts between the encoders and the writer.
 const PARTS_IN_FLIGHT: usize = 1;
 
-/// Pieces of a megabyte between the writer and the uploader, and uploads of parts at the same time.
+/// Pieces of half a megabyte between the writer and the uploader, and uploads of parts at the same time.
 const PIECES_IN_FLIGHT: usize = 2;
 
 /// Ranges of pages that hold about the rows of one row group.
