@@ -34,7 +34,7 @@ async fn write(app: &App, lease: &Lease, export: &exports::Export, retention_day
     let plan = spec.plan(dataset, (config.compression, config.compression_level))?;
     // Each attempt has a folder of its own: what a dead attempt still writes is in nobody's way.
     let prefix = format!("{}/{}/{}", export.dataset, export.id, lease.attempt);
-    let target = Target::new(export.id, &app.storage, prefix);
+    let target = Target::new(export.id.to_string(), &app.storage, prefix);
     let exported = export::run(&app.pool, config, plan, &target, lease).await?;
     let done = completed(export.id, target.prefix, retention_days, &exported);
     let mut transaction = app.pool.begin().await?;
