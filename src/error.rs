@@ -35,6 +35,9 @@ pub enum Error {
     /// The same key was used for other content.
     #[error("{0}")]
     Conflict(String),
+    /// What was there is gone for good.
+    #[error("{0}")]
+    Gone(String),
     /// There is nothing of that name.
     #[error("there is no {what} `{name}`")]
     NotFound {
@@ -159,6 +162,7 @@ impl Error {
             Self::Idle(_) => "idle",
             Self::Disconnected => "disconnected",
             Self::Conflict(_) => "conflict",
+            Self::Gone(_) => "gone",
             Self::NotFound { .. } => "not_found",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden(_) => "forbidden",

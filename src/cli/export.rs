@@ -127,7 +127,13 @@ async fn export(app: &App, wish: &Export) -> Result<String> {
         None => {
             catalogued(
                 app,
-                &NewExport { dataset, spec: &spec, retention_days: config.retention_days, dedupe_key: None },
+                &NewExport {
+                    dataset,
+                    spec: &spec,
+                    retention_hours: config.retention_days.saturating_mul(24),
+                    asked: None,
+                    dedupe_key: None,
+                },
             )
             .await?
         }

@@ -255,6 +255,7 @@ impl Config {
         check(export.batch_bytes.as_u64() >= bytesize::MIB, "export.batch_bytes", "must be at least 1MiB");
         check(export.file_size.as_u64() >= bytesize::MIB, "export.file_size", "must be at least 1MiB");
         check(export.lease >= Duration::from_secs(3), "export.lease", "must be at least 3s");
+        check((1..=8760).contains(&export.job_retention_hours), "export.job_retention_hours", "must be 1 to 8760");
         check(export.max_attempts >= 1, "export.max_attempts", "must be at least 1");
         check(export.link_lifetime >= Duration::from_secs(60), "export.link_lifetime", "must be at least 1m");
         if let Err(reason) = export.interval_cron() {

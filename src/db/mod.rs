@@ -2,6 +2,7 @@
 //! embedded PostgreSQL.
 
 pub mod embedded;
+pub mod export_jobs;
 pub mod exports;
 pub mod jobs;
 pub mod keys;

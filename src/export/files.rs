@@ -155,7 +155,7 @@ impl Files<'_> {
         let sink = match open.kind {
             OpenKind::Parquet(file) => file.finish(open.stats.rows)?,
             OpenKind::Text(mut sink) => {
-                let end = text::end(self.plan.format);
+                let end = text::end(self.plan.format, open.stats.rows);
                 // An empty file is no gzip file: one piece at least.
                 if !end.is_empty() || sink.bytes == 0 {
                     sink.send(&text::compress(self.plan, end)?)?;

@@ -9,12 +9,15 @@
 pub mod decode;
 pub mod encode;
 pub mod files;
+pub mod filters;
 pub mod manifest;
 pub mod parquet;
 pub mod snapshot;
 pub mod spec;
 pub mod text;
 mod upload;
+pub mod yaml;
+pub mod zip;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -33,6 +33,7 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
         (name = "ingest", description = "Sending result files: one body is one submission, stored whole or not at all"),
         (name = "submissions", description = "What has been taken in"),
         (name = "exports", description = "Tables as files: what was exported, asking for more, downloading"),
+        (name = "export jobs", description = "Exactly the rows and columns that a user asks for, in his format, for some hours"),
         (name = "jobs", description = "Background work: how far it is, and stopping it"),
         (name = "datasets", description = "What can be sent"),
         (name = "system", description = "Health, metrics, version"),
@@ -89,11 +90,11 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         problems.extend(BODY);
         complete_ingest(operation, path, method, datasets);
     }
-    if path == "/exports/{id}/download" {
+    if path.ends_with("/download") {
         // A signed link does instead of a token.
         operation["security"] = json!([{"bearer": []}, {}]);
     }
-    if path == "/exports/trigger" {
+    if operation["requestBody"]["content"].get("application/json").is_some() {
         problems.push(("400", "The body is no JSON"));
         problems.push(("415", "The body does not say that it is JSON"));
         problems.push(("422", "A field is wrong, or unknown"));

@@ -14,18 +14,18 @@ use crate::export::{self, Exported, Target};
 use crate::telemetry;
 
 /// Writes the export; false when the job had become somebody else's, and nothing was recorded.
-pub async fn run(app: &App, lease: &Lease, id: Uuid, retention_days: u32) -> Result<bool> {
+pub async fn run(app: &App, lease: &Lease, id: Uuid, retention_hours: u32) -> Result<bool> {
     let started = Instant::now();
     let Some(export) = exports::by_id(&app.pool, id).await? else {
         return Err(Error::NotFound { what: "export", name: id.to_string() });
     };
-    let result = write(app, lease, &export, retention_days).await;
+    let result = write(app, lease, &export, retention_hours).await;
     let counted = result.as_ref().map(|done| done.as_ref().map(|done| (done.stats.rows, done.bytes)));
     telemetry::exported(&export.dataset, &counted, started.elapsed());
     Ok(result?.is_some())
 }
 
-async fn write(app: &App, lease: &Lease, export: &exports::Export, retention_days: u32) -> Result<Option<Exported>> {
+async fn write(app: &App, lease: &Lease, export: &exports::Export, retention_hours: u32) -> Result<Option<Exported>> {
     let config = &app.config.export;
     let dataset = app.datasets.get(&export.dataset);
     let dataset = dataset.ok_or_else(|| Error::NotFound { what: "dataset", name: export.dataset.clone() })?;
@@ -36,9 +36,14 @@ async fn write(app: &App, lease: &Lease, export: &exports::Export, retention_day
     let prefix = format!("{}/{}/{}", export.dataset, export.id, lease.attempt);
     let target = Target::new(export.id.to_string(), &app.storage, prefix);
     let exported = export::run(&app.pool, config, plan, &target, lease).await?;
-    let done = completed(export.id, target.prefix, retention_days, &exported);
+    let done = completed(export.id, target.prefix, retention_hours, &exported);
     let mut transaction = app.pool.begin().await?;
-    exports::complete(&mut transaction, export.id, &done).await?;
+    if !exports::complete(&mut transaction, export.id, &done).await? {
+        transaction.rollback().await?;
+        app.storage.delete(&done.prefix).await?;
+        // It was removed while it was written.
+        return Err(Error::Cancelled);
+    }
     if !jobs::complete(&mut transaction, lease).await? {
         transaction.rollback().await?;
         app.storage.delete(&done.prefix).await?;
@@ -49,7 +54,7 @@ async fn write(app: &App, lease: &Lease, export: &exports::Export, retention_day
     Ok(Some(exported))
 }
 
-fn completed(id: Uuid, prefix: String, retention_days: u32, exported: &Exported) -> Completed {
+fn completed(id: Uuid, prefix: String, retention_hours: u32, exported: &Exported) -> Completed {
     let files = (1..).zip(&exported.files).map(|(number, (name, file))| ExportFile {
         export_id: id,
         number,
@@ -66,7 +71,7 @@ fn completed(id: Uuid, prefix: String, retention_days: u32, exported: &Exported)
         csv_bytes: exported.stats.csv_bytes,
         prefix,
         snapshot_at: exported.snapshot_at,
-        retention_days,
+        retention_hours,
         files: files.collect(),
     }
 }

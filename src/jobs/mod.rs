@@ -7,6 +7,7 @@ pub mod schedule;
 pub mod worker;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -24,8 +25,8 @@ pub enum Work {
     Export {
         /// Which one.
         export_id: Uuid,
-        /// Days until it may be removed.
-        retention_days: u32,
+        /// Hours until it may be removed.
+        retention_hours: u32,
     },
 }
 
@@ -44,10 +45,21 @@ pub struct NewExport<'a> {
     pub dataset: &'a Dataset,
     /// Which of them, and in which form; already checked.
     pub spec: &'a ExportSpec,
-    /// Days until it may be removed.
-    pub retention_days: u32,
+    /// Hours until it may be removed.
+    pub retention_hours: u32,
+    /// Who asked for it, and how, when it is not for the catalogue.
+    pub asked: Option<Asked<'a>>,
     /// At most one export of that key is ever made.
     pub dedupe_key: Option<&'a str>,
+}
+
+/// A wish for an export outside the catalogue.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    /// The wish as it was sent.
+    pub request: &'a Value,
+    /// The name of the access token.
+    pub client: &'a str,
 }
 
 /// Makes an export and its job, in the caller's transaction. With a key that was used before: the job of then.
@@ -56,7 +68,7 @@ pub struct NewExport<'a> {
 /// A key that was used for another export, a database out of reach.
 pub async fn enqueue_export(app: &App, connection: &mut sqlx::PgConnection, new: &NewExport<'_>) -> Result<Job> {
     let (job, export) = (Uuid::now_v7(), Uuid::now_v7());
-    let work = Work::Export { export_id: export, retention_days: new.retention_days };
+    let work = Work::Export { export_id: export, retention_hours: new.retention_hours };
     let internal = |error: serde_json::Error| Error::Internal(format!("a job cannot be stored: {error}"));
     let spec = serde_json::to_value(new.spec).map_err(internal)?;
     let job = NewJob {
@@ -68,6 +80,9 @@ pub async fn enqueue_export(app: &App, connection: &mut sqlx::PgConnection, new:
     };
     if jobs::enqueue(connection, &job).await? {
         db::exports::insert(connection, export, job.id, &new.dataset.name, &spec).await?;
+        if let Some(asked) = &new.asked {
+            db::export_jobs::insert(connection, export, asked.request, asked.client).await?;
+        }
     } else if let Some(key) = new.dedupe_key
         && !db::exports::is_same(connection, key, &new.dataset.name, &spec).await?
     {

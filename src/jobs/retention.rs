@@ -7,7 +7,7 @@ use chrono::{TimeDelta, Utc};
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::db::{exports, jobs};
+use crate::db::{export_jobs, exports, jobs};
 use crate::error::Result;
 use crate::telemetry;
 
@@ -38,6 +38,11 @@ pub async fn expire(app: &App) -> Result<()> {
     for export in exports::expired(&app.pool, app.config.export.keep_at_least).await? {
         remove(app, &export).await?;
         tracing::info!(export = %export.id, dataset = export.dataset, "export removed: its time is over");
+    }
+    for job in export_jobs::expired(&app.pool).await? {
+        app.storage.delete(&format!("{}/{}", job.dataset, job.export_id)).await?;
+        export_jobs::expire(&app.pool, job.number).await?;
+        tracing::info!(export_job = job.number, dataset = job.dataset, "files removed: their time is over");
     }
     Ok(())
 }

@@ -203,7 +203,8 @@ impl Schedule {
             let new = NewExport {
                 dataset: &self.dataset,
                 spec: &self.spec,
-                retention_days: self.retention_days,
+                retention_hours: self.retention_days.saturating_mul(24),
+                asked: None,
                 dedupe_key: Some(&key),
             };
             enqueue_export(app, &mut transaction, &new).await?;

@@ -136,7 +136,7 @@ async fn run(app: &App, job: &Job, lease: &Lease, give_back: &CancellationToken)
         .map_err(|error| Error::Internal(format!("a stored job cannot be read: {error}")))?;
     let working = Box::pin(async {
         match work {
-            Work::Export { export_id, retention_days } => export::run(app, lease, export_id, retention_days).await,
+            Work::Export { export_id, retention_hours } => export::run(app, lease, export_id, retention_hours).await,
         }
     });
     let beating = Box::pin(keep_alive(app, lease, give_back));

@@ -9,6 +9,7 @@ mod datasets;
 mod embedded;
 mod ephemeral;
 mod examples;
+mod export_jobs;
 mod exports;
 mod formats;
 mod ingest;
