@@ -131,6 +131,7 @@ async fn export(app: &App, wish: &Export) -> Result<String> {
                     dataset,
                     spec: &spec,
                     retention_hours: config.retention_days.saturating_mul(24),
+                    notify: &[],
                     asked: None,
                     dedupe_key: None,
                 },

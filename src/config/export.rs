@@ -60,6 +60,9 @@ pub struct ScheduleConfig {
     /// `export.retention_days` when absent.
     #[serde(default)]
     pub retention_days: Option<u32>,
+    /// The webhooks that hear how its exports end.
+    #[serde(default)]
+    pub notify: Vec<String>,
 }
 
 impl ExportConfig {

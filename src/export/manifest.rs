@@ -13,6 +13,22 @@ use crate::error::{Error, Result};
 /// The manifest's name in the folder of the export.
 pub const FILE: &str = "manifest.json";
 
+/// The media type of a file, told by its name.
+#[must_use]
+pub fn media_type(name: &str) -> &'static str {
+    match name.rsplit('.').next().unwrap_or_default() {
+        "parquet" => "application/vnd.apache.parquet",
+        "csv" => "text/csv; charset=utf-8",
+        "json" => "application/json",
+        "jsonl" => "application/x-ndjson",
+        "yaml" => "application/yaml",
+        "zip" => "application/zip",
+        "gz" => "application/gzip",
+        "zst" => "application/zstd",
+        _ => "application/octet-stream",
+    }
+}
+
 /// Notes for the metadata of each Parquet file.
 #[must_use]
 pub fn notes(plan: &Plan, id: &str, snapshot_at: DateTime<Utc>) -> Vec<(&'static str, String)> {

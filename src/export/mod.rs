@@ -92,7 +92,10 @@ impl<'t> Target<'t> {
     }
 
     /// Removes all files again.
-    async fn remove(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn remove(&self) -> Result<()> {
         let written = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
         for name in written {
             self.storage.delete_file(&name).await?;
@@ -149,7 +152,7 @@ async fn write_with_manifest(
 /// caller keeps it for others.
 ///
 /// # Errors
-/// A database or a storage that fails, or [`Error::Cancelled`]. Files that are finished by then stay.
+/// A database or a storage that fails, or [`Error::Cancelled`]. Files that are finished by then stay: the target knows them.
 pub async fn write(
     snapshot: Arc<Snapshot>,
     table: &Table,

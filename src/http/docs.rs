@@ -34,6 +34,7 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
         (name = "submissions", description = "What has been taken in"),
         (name = "exports", description = "Tables as files: what was exported, asking for more, downloading"),
         (name = "export jobs", description = "Exactly the rows and columns that a user asks for, in his format, for some hours"),
+        (name = "extracts", description = "Named configurations that run on demand or by cron, and make described, checksummed bundles"),
         (name = "jobs", description = "Background work: how far it is, and stopping it"),
         (name = "datasets", description = "What can be sent"),
         (name = "system", description = "Health, metrics, version"),

@@ -21,6 +21,7 @@ use super::{Http, auth, exports, links, zip};
 use crate::config::Scope;
 use crate::db::exports as catalogue;
 use crate::error::{Error, Result};
+use crate::export::manifest::media_type;
 use crate::export::zip::Entry;
 
 /// Which file is wanted, and what proves that it may be had.
@@ -198,21 +199,6 @@ pub async fn send_one(http: &Http, method: &Method, headers: &HeaderMap, file: &
 
 fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-/// The media type of a file, told by its name.
-pub fn media_type(name: &str) -> &'static str {
-    match name.rsplit('.').next().unwrap_or_default() {
-        "parquet" => "application/vnd.apache.parquet",
-        "csv" => "text/csv; charset=utf-8",
-        "json" => "application/json",
-        "jsonl" => "application/x-ndjson",
-        "yaml" => "application/yaml",
-        "zip" => "application/zip",
-        "gz" => "application/gzip",
-        "zst" => "application/zstd",
-        _ => "application/octet-stream",
-    }
 }
 
 /// What a `Range` header asks for.

@@ -149,12 +149,13 @@ pub async fn create_export_job(
         dataset: &wish.dataset,
         spec: &wish.spec,
         retention_hours: wish.hours,
+        notify: &[],
         asked: Some(Asked { request: &request, client: &client.0 }),
         dedupe_key: key.as_deref(),
     };
     let job = work::enqueue_export(&http.app, &mut transaction, &new).await?;
     transaction.commit().await?;
-    http.app.new_job.notify_one();
+    http.app.wake_workers();
     let made = export_jobs::by_job(&http.app.pool, job.id).await?;
     let made = made.ok_or_else(|| Error::Conflict("the export job of this key was removed; send a new key".into()))?;
     let location = format!("/api/v1/export/jobs/{}", made.number);

@@ -6,11 +6,11 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::Http;
-use super::download::media_type;
 use super::problem::Problem;
 use crate::config::Format;
 use crate::dataset::{Dataset, Kind};
 use crate::db::submissions::{self, Total};
+use crate::export::manifest::media_type;
 use crate::export::spec;
 
 /// A form of files.

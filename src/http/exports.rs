@@ -219,12 +219,13 @@ pub async fn trigger_export(
         dataset: &dataset,
         spec: &request.spec,
         retention_hours: config.retention_days.saturating_mul(24),
+        notify: &[],
         asked: None,
         dedupe_key: key.as_deref(),
     };
     let job = work::enqueue_export(&http.app, &mut transaction, &new).await?;
     transaction.commit().await?;
-    http.app.new_job.notify_one();
+    http.app.wake_workers();
     let export = exports::by_job(&http.app.pool, job.id).await?;
     let body = TriggerBody {
         job_id: job.id,

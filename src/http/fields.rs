@@ -41,6 +41,28 @@ impl Fields {
         self.take(name)
     }
 
+    /// Sets what a field stands for: an absent one leaves it, null is the default.
+    pub fn set<T: DeserializeOwned>(&mut self, name: &str, target: &mut T, default: T) {
+        match self.left.get(name) {
+            None => {}
+            Some(Value::Null) => {
+                self.left.remove(name);
+                *target = default;
+            }
+            Some(_) => *target = self.take(name).unwrap_or(default),
+        }
+    }
+
+    /// Leaves a field out that only the service sets.
+    pub fn ignore(&mut self, name: &str) {
+        self.left.remove(name);
+    }
+
+    /// Whether nothing is wrong so far.
+    pub fn is_right(&self) -> bool {
+        self.faults.is_empty()
+    }
+
     /// A field is wrong.
     pub fn fault(&mut self, name: &str, reason: impl Into<String>) {
         self.faults.push(Fault::of_parameter(name, reason));

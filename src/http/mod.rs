@@ -8,6 +8,8 @@ mod drain;
 mod export_jobs;
 mod export_tables;
 mod exports;
+mod extract_runs;
+mod extracts;
 mod fields;
 mod ingest;
 mod jobs;
@@ -67,12 +69,20 @@ fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
         .routes(routes!(export_jobs::create_export_job, export_jobs::list_export_jobs))
         .routes(routes!(export_jobs::get_export_job, export_jobs::delete_export_job))
         .routes(routes!(export_tables::list_export_tables))
-        .routes(routes!(export_tables::list_export_formats));
+        .routes(routes!(export_tables::list_export_formats))
+        .routes(routes!(extracts::list_extracts))
+        .routes(routes!(extracts::get_extract))
+        .routes(routes!(extract_runs::list_extract_runs))
+        .routes(routes!(extract_runs::get_extract_run));
     let operate = OpenApiRouter::new()
         .routes(routes!(submissions::delete_submission))
         .routes(routes!(exports::trigger_export))
         .routes(routes!(exports::delete_export))
-        .routes(routes!(jobs::cancel_job));
+        .routes(routes!(jobs::cancel_job))
+        .routes(routes!(extracts::create_extract))
+        .routes(routes!(extracts::update_extract, extracts::delete_extract))
+        .routes(routes!(extracts::run_extract))
+        .routes(routes!(extracts::cancel_extract));
     [(Scope::Ingest, ingest), (Scope::Read, read), (Scope::Operate, operate)]
 }
 
@@ -83,7 +93,11 @@ fn catalogue() -> OpenApiRouter<Http> {
 
 /// Routes whose handler lets signed links pass as well as tokens.
 fn linked() -> OpenApiRouter<Http> {
-    OpenApiRouter::new().routes(routes!(download::download_export)).routes(routes!(export_jobs::download_export_job))
+    OpenApiRouter::new()
+        .routes(routes!(download::download_export))
+        .routes(routes!(export_jobs::download_export_job))
+        .routes(routes!(extract_runs::download_extract_run))
+        .routes(routes!(extract_runs::download_extract_artifact))
 }
 
 /// Routes that anybody may ask.
