@@ -298,14 +298,15 @@ pub async fn delete_of(connection: &mut PgConnection, extract: &str) -> Result<V
     Ok(deleted.bind(extract).fetch_all(connection).await?)
 }
 
-/// Runs whose files must stay, with the attempt that wrote them; without one while a job may be writing.
+/// Runs whose files must stay, with the attempt that wrote them; without one while a job may be writing, and where it
+/// failed after any of them.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn in_use(pool: &PgPool) -> Result<Vec<(String, Option<i32>)>> {
     Ok(sqlx::query_as(
         "-- extract_runs.in_use
-        SELECT r.id, CASE WHEN j.state IN ('completed', 'failed') THEN j.attempt END
+        SELECT r.id, CASE WHEN j.state = 'completed' THEN j.attempt END
         FROM extract_runs r JOIN jobs j ON j.id = r.job_id WHERE r.expired_at IS NULL AND j.state <> 'cancelled'",
     )
     .fetch_all(pool)

@@ -136,7 +136,8 @@ async fn write_with_manifest(
     progress.enter("snapshot");
     let snapshot = Snapshot::take(pool).await?;
     let table = snapshot.table(&plan.dataset).await?;
-    progress.expect_rows(if plan.is_whole() { Some(table.rows) } else { plan.row_limit });
+    let limit = plan.row_limit.map(|limit| limit.min(table.rows));
+    progress.expect_rows(if plan.is_whole() { Some(table.rows) } else { limit });
     progress.enter("reading");
     let stem = format!("{}_{}", plan.dataset.name, snapshot.taken_at.format("%Y%m%d_%H%M%S"));
     let exported = write(snapshot, &table, config, plan.clone(), &stem, target, lease).await?;

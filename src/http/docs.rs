@@ -73,6 +73,9 @@ pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Va
     for dataset in datasets.iter() {
         components["schemas"][dataset.record_name()] = openapi::record_schema(dataset);
     }
+    for (name, required) in [("ExtractRequest", json!(["name"])), ("ExtractChange", json!([]))] {
+        components["schemas"][name] = sent(&components["schemas"]["ExtractConfig"], required);
+    }
     for (path, item) in api["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             complete_operation(operation, path, method, secured_paths.contains(path), datasets);
@@ -81,7 +84,26 @@ pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Va
     api
 }
 
+/// What is kept of an extract, as it is sent: with defaults for most, and with the version that a change has to name.
+fn sent(kept: &Value, required: Value) -> Value {
+    let mut sent = kept.clone();
+    sent["required"] = required;
+    let version = "The version that was read: a change names it here or as `If-Match`.";
+    sent["properties"]["version"] = json!({"type": "integer", "format": "int64", "minimum": 1, "description": version});
+    sent
+}
+
 fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secured: bool, datasets: &Datasets) {
+    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    match (path, method) {
+        ("/api/data/extracts", "post") => {
+            operation["requestBody"]["content"]["application/json"]["schema"] = reference("ExtractRequest");
+        }
+        ("/api/data/extracts/{id}", "put") => {
+            operation["requestBody"]["content"]["application/json"]["schema"] = reference("ExtractChange");
+        }
+        _ => {}
+    }
     let mut problems = vec![("500", "A fault of the service; its log says more under the request's id")];
     if is_secured {
         operation["security"] = json!([{"bearer": []}]);

@@ -396,7 +396,7 @@ async fn body(http: &Http, headers: &HeaderMap, job: ExportJob) -> Result<Export
         row_limit: asked("row_limit"),
         filters: asked("filters"),
         compress: job.request.get("compress").cloned().unwrap_or(Value::Bool(false)),
-        progress: progress(&job.progress),
+        progress: progress(&job),
         download_url,
         file_path: only.map(|file: &Stored| file.path.clone()),
         sha256: only.map(|file| data_encoding::HEXLOWER.encode(&file.sha256)),
@@ -413,13 +413,16 @@ async fn body(http: &Http, headers: &HeaderMap, job: ExportJob) -> Result<Export
     })
 }
 
-fn progress(stored: &Value) -> ProgressBody {
-    let number = |name: &str| stored.get(name).and_then(Value::as_u64);
-    let (rows, total) = (number("rows").unwrap_or_default(), number("total_rows"));
+fn progress(job: &ExportJob) -> ProgressBody {
+    let number = |name: &str| job.progress.get(name).and_then(Value::as_u64);
+    let (rows, total) = match job.rows {
+        Some(rows) => (rows.unsigned_abs(), Some(rows.unsigned_abs())),
+        None => (number("rows").unwrap_or_default(), number("total_rows")),
+    };
     ProgressBody {
-        phase: stored.get("phase").and_then(Value::as_str).map(str::to_owned),
+        phase: job.progress.get("phase").and_then(Value::as_str).map(str::to_owned),
         rows_exported: rows,
         estimated_total: total,
-        percent: total.map(|total| super::percent(rows, total)),
+        percent: if job.rows.is_some() { Some(100.0) } else { total.map(|total| super::percent(rows, total)) },
     }
 }

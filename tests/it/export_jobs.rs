@@ -92,6 +92,7 @@ async fn rows_columns_and_the_form_are_what_was_asked_for() {
     assert_eq!((range.status().as_u16(), range.bytes().await.expect("bytes").to_vec()), (206, vec![0x1f, 0x8b]));
     let none = json!({"table_name": "gottcha2", "format": "json", "filters": {"date_to": "2020-01-01"}});
     let none = ended(&app, &ask(&app, &none).await).await;
+    assert_eq!(none["progress"]["percent"], 100.0);
     assert_eq!(none["row_count"], 0);
     assert_eq!(serde_json::from_slice::<Value>(&app.download(&none).await).expect("JSON"), json!([]));
     let parquet = ended(&app, &ask(&app, &json!({"table_name": "gottcha2", "format": "parquet"})).await).await;
