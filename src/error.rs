@@ -35,6 +35,9 @@ pub enum Error {
     /// The same key was used for other content.
     #[error("{0}")]
     Conflict(String),
+    /// What was there is gone for good.
+    #[error("{0}")]
+    Gone(String),
     /// There is nothing of that name.
     #[error("there is no {what} `{name}`")]
     NotFound {
@@ -66,6 +69,19 @@ pub enum Error {
     /// The storage of exports failed or is out of reach.
     #[error("the storage of exports did not answer as it should")]
     Storage(#[from] object_store::Error),
+    /// A webhook did not take a notice.
+    #[error("the webhook `{webhook}` did not take the notice: {reason}")]
+    Notice {
+        /// Its name.
+        webhook: String,
+        /// Why, without its address.
+        reason: String,
+        /// Whether it may take it later.
+        is_retryable: bool,
+    },
+    /// What was to be changed was changed by somebody else.
+    #[error("{0}")]
+    Outdated(String),
     /// A job was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -110,7 +126,7 @@ impl Error {
         match self {
             Self::Busy { .. } => Class::Dependency,
             Self::Database(error) if is_outage(error) => Class::Dependency,
-            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) => Class::Dependency,
+            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) | Self::Notice { .. } => Class::Dependency,
             Self::Database(_) | Self::Migration(_) | Self::Internal(_) => Class::Ours,
             _ => Class::Caller,
         }
@@ -121,6 +137,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Busy { .. } | Self::RateLimited(_) | Self::Idle(_) | Self::Disconnected => true,
+            Self::Notice { is_retryable, .. } => *is_retryable,
             Self::Database(error) => is_outage(error),
             // What is wrong with the request, the credentials or the path stays wrong.
             Self::Storage(error) => matches!(error, object_store::Error::Generic { .. }),
@@ -159,6 +176,7 @@ impl Error {
             Self::Idle(_) => "idle",
             Self::Disconnected => "disconnected",
             Self::Conflict(_) => "conflict",
+            Self::Gone(_) => "gone",
             Self::NotFound { .. } => "not_found",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden(_) => "forbidden",
@@ -166,6 +184,8 @@ impl Error {
             Self::Busy { .. } => "busy",
             Self::Database(_) => "database",
             Self::Storage(_) => "storage",
+            Self::Notice { .. } => "notice",
+            Self::Outdated(_) => "outdated",
             Self::Cancelled => "cancelled",
             Self::Link(_) => "link",
             Self::Definitions(_) => "definitions",

@@ -265,7 +265,9 @@ impl Plan {
     }
 }
 
-fn all_columns(dataset: &Dataset) -> Vec<Selected> {
+/// All columns of a dataset, those of the service among them.
+#[must_use]
+pub fn all_columns(dataset: &Dataset) -> Vec<Selected> {
     let lookup: Vec<&str> = arrow::lookup_columns(dataset).collect();
     let service = |name: &str, kind, text: &str| Selected {
         name: name.to_owned(),

@@ -33,6 +33,8 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
         (name = "ingest", description = "Sending result files: one body is one submission, stored whole or not at all"),
         (name = "submissions", description = "What has been taken in"),
         (name = "exports", description = "Tables as files: what was exported, asking for more, downloading"),
+        (name = "export jobs", description = "Exactly the rows and columns that a user asks for, in his format, for some hours"),
+        (name = "extracts", description = "Named configurations that run on demand or by cron, and make described, checksummed bundles"),
         (name = "jobs", description = "Background work: how far it is, and stopping it"),
         (name = "datasets", description = "What can be sent"),
         (name = "system", description = "Health, metrics, version"),
@@ -71,6 +73,9 @@ pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Va
     for dataset in datasets.iter() {
         components["schemas"][dataset.record_name()] = openapi::record_schema(dataset);
     }
+    for (name, required) in [("ExtractRequest", json!(["name"])), ("ExtractChange", json!([]))] {
+        components["schemas"][name] = sent(&components["schemas"]["ExtractConfig"], required);
+    }
     for (path, item) in api["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             complete_operation(operation, path, method, secured_paths.contains(path), datasets);
@@ -79,7 +84,26 @@ pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Va
     api
 }
 
+/// What is kept of an extract, as it is sent: with defaults for most, and with the version that a change has to name.
+fn sent(kept: &Value, required: Value) -> Value {
+    let mut sent = kept.clone();
+    sent["required"] = required;
+    let version = "The version that was read: a change names it here or as `If-Match`.";
+    sent["properties"]["version"] = json!({"type": "integer", "format": "int64", "minimum": 1, "description": version});
+    sent
+}
+
 fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secured: bool, datasets: &Datasets) {
+    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
+    match (path, method) {
+        ("/api/data/extracts", "post") => {
+            operation["requestBody"]["content"]["application/json"]["schema"] = reference("ExtractRequest");
+        }
+        ("/api/data/extracts/{id}", "put") => {
+            operation["requestBody"]["content"]["application/json"]["schema"] = reference("ExtractChange");
+        }
+        _ => {}
+    }
     let mut problems = vec![("500", "A fault of the service; its log says more under the request's id")];
     if is_secured {
         operation["security"] = json!([{"bearer": []}]);
@@ -89,11 +113,11 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         problems.extend(BODY);
         complete_ingest(operation, path, method, datasets);
     }
-    if path == "/exports/{id}/download" {
+    if path.ends_with("/download") {
         // A signed link does instead of a token.
         operation["security"] = json!([{"bearer": []}, {}]);
     }
-    if path == "/exports/trigger" {
+    if operation["requestBody"]["content"].get("application/json").is_some() {
         problems.push(("400", "The body is no JSON"));
         problems.push(("415", "The body does not say that it is JSON"));
         problems.push(("422", "A field is wrong, or unknown"));

@@ -11,7 +11,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::problem::Problem;
-use super::{Http, links};
+use super::{Http, download, links};
 use crate::db::exports::{self, Export, ExportFile, Filter};
 use crate::db::jobs;
 use crate::error::{Error, Result};
@@ -115,10 +115,7 @@ pub async fn list_exports(
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    let limit = query.limit.unwrap_or(10);
-    if !(1..=1000).contains(&limit) {
-        return Err(Error::parameter("limit", "must be between 1 and 1000").into());
-    }
+    let limit = super::limit(query.limit, 10)?;
     if let Some(name) = &query.table {
         super::datasets::find(&http, name)?;
     }
@@ -216,21 +213,19 @@ pub async fn trigger_export(
     let dataset = super::datasets::find(&http, &request.table)?;
     let config = &http.app.config.export;
     request.spec.plan(&dataset, (config.compression, config.compression_level))?;
-    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-    if key.is_some_and(|key| key.is_empty() || key.len() > 255) {
-        return Err(Error::parameter("Idempotency-Key", "must be 1 to 255 characters").into());
-    }
-    let key = key.map(|key| format!("trigger:{key}"));
+    let key = super::idempotency_key(&headers)?.map(|key| format!("trigger:{key}"));
     let mut transaction = http.app.pool.begin().await?;
     let new = NewExport {
         dataset: &dataset,
         spec: &request.spec,
-        retention_days: config.retention_days,
+        retention_hours: config.retention_days.saturating_mul(24),
+        notify: &[],
+        asked: None,
         dedupe_key: key.as_deref(),
     };
     let job = work::enqueue_export(&http.app, &mut transaction, &new).await?;
     transaction.commit().await?;
-    http.app.new_job.notify_one();
+    http.app.wake_workers();
     let export = exports::by_job(&http.app.pool, job.id).await?;
     let body = TriggerBody {
         job_id: job.id,
@@ -274,8 +269,8 @@ async fn bodies(http: &Http, headers: &HeaderMap, found: Vec<Export>) -> Result<
         let files: Vec<&ExportFile> = files.iter().filter(|file| file.export_id == export.id).collect();
         let link = match (export.completed_at, files.as_slice()) {
             (None, _) => None,
-            (_, [only]) => Some(links::make(&http.app, &base, export.id, &only.name).await?),
-            _ => Some(links::make(&http.app, &base, export.id, &archive_name(&export)).await?),
+            (_, [only]) => Some(links::make(&http.app, &base, &download::path(export.id), &only.name).await?),
+            _ => Some(links::make(&http.app, &base, &download::path(export.id), &archive_name(&export)).await?),
         };
         bodies.push(body(http, export, &files, link));
     }

@@ -101,10 +101,7 @@ pub async fn list_jobs(
     uri: Uri,
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    let limit = query.limit.unwrap_or(100);
-    if !(1..=1000).contains(&limit) {
-        return Err(Error::parameter("limit", "must be between 1 and 1000").into());
-    }
+    let limit = super::limit(query.limit, 100)?;
     let found = jobs::list(&http.app.pool, query.status.as_deref(), query.cursor, limit).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
     let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, last.id)));
@@ -178,8 +175,7 @@ async fn body(http: &Http, job: Job) -> Result<JobBody> {
     let export_id = exports::export_of(http, &job).await?;
     let number = |name: &str| job.progress.get(name).and_then(Value::as_u64);
     let (rows, total_rows) = (number("rows").unwrap_or_default(), number("total_rows"));
-    #[expect(clippy::cast_precision_loss, reason = "a percentage")]
-    let percent = total_rows.map(|total| (rows as f64 / total.max(1) as f64 * 1000.0).round().min(1000.0) / 10.0);
+    let percent = total_rows.map(|total| super::percent(rows, total));
     Ok(JobBody {
         job_id: job.id,
         export_id,

@@ -81,6 +81,8 @@ fn status(error: &Error) -> StatusCode {
         Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         Error::Idle(_) => StatusCode::REQUEST_TIMEOUT,
         Error::Conflict(_) | Error::Cancelled => StatusCode::CONFLICT,
+        Error::Gone(_) => StatusCode::GONE,
+        Error::Outdated(_) => StatusCode::PRECONDITION_FAILED,
         Error::NotFound { .. } => StatusCode::NOT_FOUND,
         Error::Unauthorized => StatusCode::UNAUTHORIZED,
         Error::Forbidden(_) | Error::Link(_) => StatusCode::FORBIDDEN,

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::app::{RECORD, TOKEN, TestApp, data, eventually, gzip, problem};
 
 /// Rows of one sample each.
-async fn stored(app: &TestApp, samples: usize, rows: usize) {
+pub async fn stored(app: &TestApp, samples: usize, rows: usize) {
     for sample in 0..samples {
         let line = RECORD.replace("S1", &format!("S{sample}"));
         app.store("/ingest-gottcha2", gzip(format!("{line}\n").repeat(rows))).await;
