@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::dataset::Datasets;
 use crate::db;
 use crate::error::Result;
+use crate::labkey::Labkey;
 use crate::storage::Storage;
 
 /// The parts of a running service.
@@ -25,7 +26,9 @@ pub struct App {
     pub ingest: IngestBounds,
     /// Where exports are written.
     pub storage: Storage,
-    /// Wakes the workers of this process when it has made a job.
+    /// Where rows are delivered to, if anywhere.
+    pub labkey: Option<Arc<Labkey>>,
+    /// Wakes the workers of this process that wait when it has made a job.
     pub new_job: Arc<Notify>,
     /// What signs download links, once it is known.
     pub link_key: Arc<OnceCell<Vec<u8>>>,
@@ -46,7 +49,8 @@ impl App {
     /// The parts over a database. It neither connects nor migrates.
     ///
     /// # Errors
-    /// Mistakes in dataset definitions, a database URL that is none, a storage that cannot be opened.
+    /// Mistakes in dataset definitions, a database URL that is none, a storage that cannot be opened, LabKey lists that
+    /// cannot be used.
     pub fn new(config: Config, database_url: &str) -> Result<Self> {
         let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(crate::Error::Definitions)?;
         let pool = db::pool(database_url, &config.database)?;
@@ -60,12 +64,14 @@ impl App {
             queue: Arc::new(Semaphore::new(config.ingest.queue)),
         };
         let storage = Storage::open(&config.export_storage())?;
+        let labkey = Labkey::open(&config.labkey, &datasets)?;
         Ok(Self {
             pool,
             config: Arc::new(config),
             datasets: Arc::new(datasets),
             ingest,
             storage,
+            labkey: labkey.map(Arc::new),
             new_job: Arc::default(),
             link_key: Arc::default(),
             is_ready: Arc::default(),

@@ -2,6 +2,7 @@
 
 mod demo;
 mod export;
+mod labkey;
 mod send;
 
 use std::io::Write;
@@ -53,6 +54,9 @@ enum Command {
     Send(Box<send::Send>),
     /// Write a dataset to files, once.
     Export(export::Export),
+    /// Look at LabKey, and deliver to it.
+    #[command(subcommand)]
+    Labkey(labkey::LabkeyCommand),
     /// Make access tokens.
     #[command(subcommand)]
     Token(TokenCommand),
@@ -140,6 +144,11 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
             let config = load(&common, &[])?;
             telemetry::init_logs(&LogConfig { level: "warn".into(), ..config.log.clone() })?;
             print(&export::run(config, &wish).await?)
+        }
+        Command::Labkey(command) => {
+            let config = load(&common, &[])?;
+            telemetry::init_logs(&LogConfig { level: "warn".into(), ..config.log.clone() })?;
+            print(&labkey::run(config, &command).await?)
         }
         Command::Token(TokenCommand::New { name, scope }) => new_token(&name, &scope),
         Command::Datasets(command) => datasets(load(&common, &[])?, &command).await,

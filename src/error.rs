@@ -82,6 +82,9 @@ pub enum Error {
     /// What was to be changed was changed by somebody else.
     #[error("{0}")]
     Outdated(String),
+    /// LabKey did not do what it was asked for.
+    #[error("LabKey: {0}")]
+    Labkey(#[from] Box<crate::labkey::failure::Failure>),
     /// A job was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -126,7 +129,9 @@ impl Error {
         match self {
             Self::Busy { .. } => Class::Dependency,
             Self::Database(error) if is_outage(error) => Class::Dependency,
-            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) | Self::Notice { .. } => Class::Dependency,
+            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) | Self::Labkey(_) | Self::Notice { .. } => {
+                Class::Dependency
+            }
             Self::Database(_) | Self::Migration(_) | Self::Internal(_) => Class::Ours,
             _ => Class::Caller,
         }
@@ -141,7 +146,19 @@ impl Error {
             Self::Database(error) => is_outage(error),
             // What is wrong with the request, the credentials or the path stays wrong.
             Self::Storage(error) => matches!(error, object_store::Error::Generic { .. }),
+            Self::Labkey(failure) => failure.is_passing(),
             _ => false,
+        }
+    }
+
+    /// When the same request may succeed, where something says so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited(after) | Self::Busy { retry_after: after, .. } => Some(*after),
+            Self::Labkey(failure) => failure.retry_after,
+            Self::Database(_) if self.is_retryable() => Some(Duration::from_secs(5)),
+            _ => None,
         }
     }
 
@@ -168,7 +185,7 @@ impl Error {
 
     /// A word for metrics and logs.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::Body(_) => "body",
             Self::Faults(_) => "rows",
@@ -186,6 +203,7 @@ impl Error {
             Self::Storage(_) => "storage",
             Self::Notice { .. } => "notice",
             Self::Outdated(_) => "outdated",
+            Self::Labkey(failure) => failure.kind.as_str(),
             Self::Cancelled => "cancelled",
             Self::Link(_) => "link",
             Self::Definitions(_) => "definitions",
@@ -209,6 +227,12 @@ fn is_outage(error: &sqlx::Error) -> bool {
             ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
         }),
         _ => false,
+    }
+}
+
+impl From<crate::labkey::failure::Failure> for Error {
+    fn from(failure: crate::labkey::failure::Failure) -> Self {
+        Self::Labkey(Box::new(failure))
     }
 }
 

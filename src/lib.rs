@@ -17,6 +17,7 @@ pub mod storage;
 pub mod app;
 pub mod export;
 pub mod ingest;
+pub mod labkey;
 pub mod send;
 
 // Entry.

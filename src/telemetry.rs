@@ -41,6 +41,23 @@ pub const EXPORT_AGE: &str = "nvd_export_newest_age_seconds";
 pub const EXPORT_NEXT: &str = "nvd_export_next_run_timestamp_seconds";
 /// Files of complete exports that are missing from the storage.
 pub const EXPORT_MISSING: &str = "nvd_export_missing_files";
+/// Rows that LabKey took, by dataset.
+pub const LABKEY_UPLOADED: &str = "labkey_records_uploaded";
+/// What kept rows from LabKey, by dataset and reason: `invalid`, `permission`, `configuration`, `authentication`,
+/// `unavailable`, `removal`, `contradiction`, `incomplete`, or the reason of an error of ours.
+pub const LABKEY_ERRORS: &str = "labkey_sync_errors";
+/// Rows that still are to be delivered, by dataset.
+pub const LABKEY_PENDING: &str = "nvd_labkey_pending_rows";
+/// Rows that LabKey refused, by dataset.
+pub const LABKEY_FAILED: &str = "nvd_labkey_failed_rows";
+/// Since when the oldest of them waits, by dataset.
+pub const LABKEY_OLDEST: &str = "nvd_labkey_oldest_pending_age_seconds";
+/// From a request's first byte to LabKey's answer, by dataset.
+pub const LABKEY_SECONDS: &str = "nvd_labkey_delivery_duration_seconds";
+/// Requests whose end was unknown, by dataset and what was found: `there`, `missing`, `twice`, `merged again`.
+pub const LABKEY_RECONCILED: &str = "nvd_labkey_reconciled_total";
+/// 1 while LabKey is left alone because it did not answer.
+pub const LABKEY_PAUSED: &str = "nvd_labkey_breaker_open";
 
 /// Runs of extracts that ended, by result: `completed`, `failed` or `cancelled`.
 pub const EXTRACT_RUNS: &str = "nvd_extract_runs_total";
@@ -100,6 +117,14 @@ fn describe() {
     describe_gauge!(EXPORT_MISSING, "Files of complete exports that are missing from the storage");
     describe_counter!(EXTRACT_RUNS, "Runs of extracts that ended by result: completed, failed or cancelled");
     describe_counter!(NOTICES, "Attempts to send a notice by result: sent or refused");
+    describe_counter!(LABKEY_UPLOADED, "Rows that LabKey took");
+    describe_counter!(LABKEY_ERRORS, "What kept rows from LabKey, by reason");
+    describe_gauge!(LABKEY_PENDING, "Rows that still are to be delivered to LabKey");
+    describe_gauge!(LABKEY_FAILED, "Rows that LabKey refused");
+    describe_gauge!(LABKEY_OLDEST, "How long the oldest row that is to be delivered has waited");
+    describe_histogram!(LABKEY_SECONDS, "From a delivery's first byte to LabKey's answer");
+    describe_counter!(LABKEY_RECONCILED, "Deliveries whose end was unknown, by what LabKey held");
+    describe_gauge!(LABKEY_PAUSED, "1 while LabKey is left alone because it did not answer");
     describe_counter!(HTTP_REQUESTS, "Requests by method, route and status");
     describe_histogram!(HTTP_SECONDS, "From the head of a request to the head of its answer");
     describe_gauge!(POOL_CONNECTIONS, "Database connections by state");
@@ -160,6 +185,40 @@ pub fn next_export(dataset: &str, at: Option<DateTime<Utc>>) {
     #[expect(clippy::cast_precision_loss, reason = "microseconds are far below 2^53")]
     let seconds = at.map_or(f64::NAN, |at| at.timestamp_micros() as f64 / 1e6);
     metrics::gauge!(EXPORT_NEXT, "dataset" => dataset.to_owned()).set(seconds);
+}
+
+/// Counts rows that LabKey took.
+pub fn labkey_uploaded(dataset: &str, rows: u64) {
+    metrics::counter!(LABKEY_UPLOADED, "dataset" => dataset.to_owned()).increment(rows);
+}
+
+/// Counts what kept rows from LabKey.
+pub fn labkey_error(dataset: &str, reason: &'static str) {
+    metrics::counter!(LABKEY_ERRORS, "dataset" => dataset.to_owned(), "reason" => reason).increment(1);
+}
+
+/// Measures one request.
+pub fn labkey_request(dataset: &str, duration: Duration) {
+    metrics::histogram!(LABKEY_SECONDS, "dataset" => dataset.to_owned()).record(duration);
+}
+
+/// Counts deliveries whose end had been unknown.
+pub fn labkey_reconciled(dataset: &str, result: &'static str, deliveries: u64) {
+    metrics::counter!(LABKEY_RECONCILED, "dataset" => dataset.to_owned(), "result" => result).increment(deliveries);
+}
+
+/// Tells what waits for LabKey, and how long the oldest of it has.
+pub fn labkey_waiting(dataset: &str, pending: i64, failed: i64, oldest_seconds: f64) {
+    #[expect(clippy::cast_precision_loss, reason = "rows are far below 2^53")]
+    let (pending, failed) = (pending as f64, failed as f64);
+    metrics::gauge!(LABKEY_PENDING, "dataset" => dataset.to_owned()).set(pending);
+    metrics::gauge!(LABKEY_FAILED, "dataset" => dataset.to_owned()).set(failed);
+    metrics::gauge!(LABKEY_OLDEST, "dataset" => dataset.to_owned()).set(oldest_seconds);
+}
+
+/// Tells whether LabKey is left alone.
+pub fn labkey_paused(is_paused: bool) {
+    metrics::gauge!(LABKEY_PAUSED).set(if is_paused { 1.0 } else { 0.0 });
 }
 
 /// Tells how many files of exports are missing.

@@ -73,6 +73,13 @@ impl Service {
         assert!(status.is_success() && text.contains("\"replayed\":false"), "{status}: {text}");
     }
 
+    /// Asks for something that answers with JSON.
+    pub async fn post(&self, path: &str) -> serde_json::Value {
+        let answer = self.client.post(format!("{}{path}", self.url)).bearer_auth(TOKEN).send().await.expect("answer");
+        assert!(answer.status().is_success(), "{}", answer.status());
+        answer.json().await.expect("JSON")
+    }
+
     /// Exports a dataset as the service does on request, and waits for the end.
     pub async fn export(&self, dataset: &str) {
         let body = serde_json::json!({ "table": dataset });
@@ -97,7 +104,7 @@ impl Service {
 
     /// Empties the tables, and lets no work of an earlier run fall into the next one.
     pub async fn reset(&self) {
-        self.execute("TRUNCATE gottcha2_full, submissions").await;
+        self.execute("TRUNCATE gottcha2_full, submissions, labkey_deliveries").await;
         self.execute("CHECKPOINT").await;
     }
 

@@ -24,7 +24,7 @@ use crate::storage::Storage;
 const LOOK: Duration = Duration::from_millis(200);
 
 /// How long a job of ours may take to stop.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to export, and where to.
 #[derive(Debug, Args)]
@@ -62,6 +62,9 @@ pub struct Export {
     /// Also export submission_id and ordinal, which name a row for ever.
     #[arg(long)]
     service_columns: bool,
+    /// Also export what became of each row in LabKey.
+    #[arg(long)]
+    labkey_columns: bool,
 }
 
 impl Export {
@@ -77,6 +80,7 @@ impl Export {
             to: self.to,
             filters: filters.collect(),
             service_columns: self.service_columns,
+            labkey_columns: self.labkey_columns,
         }
     }
 }
@@ -189,7 +193,8 @@ async fn catalogued(app: &App, new: &NewExport<'_>) -> Result<(u64, u64, Vec<Str
     Ok((export.rows.unwrap_or_default().unsigned_abs(), export.bytes.unwrap_or_default().unsigned_abs(), files))
 }
 
-async fn follow(app: &App, id: Uuid, bar: &ProgressBar) -> Result<Job> {
+/// Moves the bar until a job has ended.
+pub(super) async fn follow(app: &App, id: Uuid, bar: &ProgressBar) -> Result<Job> {
     loop {
         let job = jobs::by_id(&app.pool, id).await?;
         let job = job.ok_or_else(|| Error::NotFound { what: "job", name: id.to_string() })?;
@@ -210,7 +215,7 @@ fn show(bar: &ProgressBar, progress: &Progress) {
 }
 
 /// Rows, rate and time to go, on standard error; nothing when that is no terminal.
-fn bar() -> ProgressBar {
+pub(super) fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} rows  {per_sec}  {eta} to go");
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -9,7 +9,7 @@ use ::config::{Map, Value, ValueKind};
 use super::fault::{Fault, Source};
 
 /// Variables with short names, and the key that each one sets.
-pub const FLAT_NAMES: [(&str, &str); 9] = [
+pub const FLAT_NAMES: [(&str, &str); 18] = [
     ("DATABASE_URL", "database.url"),
     ("INGEST_TOKEN", "auth.ingest_token"),
     ("BEARER_TOKEN", "auth.bearer_token"),
@@ -19,6 +19,15 @@ pub const FLAT_NAMES: [(&str, &str); 9] = [
     ("CERT_PATH", "server.cert_path"),
     ("KEY_PATH", "server.key_path"),
     ("RATE_LIMIT_RPS", "limits.rate_per_second"),
+    ("LABKEY_SERVER_URL", "labkey.server_url"),
+    ("LABKEY_PROJECT_PATH", "labkey.project_path"),
+    ("LABKEY_SCHEMA_NAME", "labkey.schema_name"),
+    ("LABKEY_API_KEY", "labkey.api_key"),
+    ("LABKEY_USERNAME", "labkey.username"),
+    ("LABKEY_PASSWORD", "labkey.password"),
+    ("LABKEY_BATCH_SIZE", "labkey.batch_size"),
+    ("LABKEY_AUTO_UPLOAD", "labkey.auto_upload"),
+    ("LABKEY_UPLOAD_INTERVAL_MINUTES", "labkey.upload_interval_minutes"),
 ];
 
 const FILE_VARIABLE: &str = "NVD_CONFIG";

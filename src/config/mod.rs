@@ -5,6 +5,7 @@
 
 mod export;
 mod fault;
+mod labkey;
 mod layers;
 mod notify;
 mod secret;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use export::{Compression, ExportConfig, Format, ScheduleConfig};
 pub use fault::{ConfigError, Fault, Source};
+pub use labkey::{LabkeyConfig, ListConfig, Mode};
 pub use layers::FLAT_NAMES;
 pub use secret::Secret;
 
@@ -44,6 +46,7 @@ pub struct Config {
     pub ingest: IngestConfig,
     pub export: ExportConfig,
     pub notify: NotifyConfig,
+    pub labkey: LabkeyConfig,
     pub datasets: DatasetsConfig,
     pub log: LogConfig,
 }
@@ -242,6 +245,7 @@ impl Config {
         check(self.ingest.max_rows <= i32::MAX as u64, "ingest.max_rows", "must be at most 2147483647");
         self.check_export(&mut check);
         self.check_notify(&mut check);
+        self.labkey.check(&mut check);
         let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
         let unique = names.len() == self.auth.tokens.len() && !names.contains("");
         check(unique, "auth.tokens", "every token needs a name of its own");

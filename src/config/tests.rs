@@ -32,8 +32,9 @@ fn the_defaults_hold_and_every_key_has_a_comment() {
 #[test]
 fn the_production_example_holds() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/production.example.toml");
-    let config = load(Some(&path), &[("DATABASE_URL", "postgres://u:p@h/d")], &[]).expect("example");
-    assert_eq!(config.auth.tokens.len(), 3);
+    let config =
+        load(Some(&path), &[("DATABASE_URL", "postgres://u:p@h/d"), ("LABKEY_API_KEY", "key")], &[]).expect("example");
+    assert_eq!((config.auth.tokens.len(), config.labkey.lists.len()), (3, 2));
 }
 
 #[test]

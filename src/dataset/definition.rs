@@ -1,11 +1,12 @@
 //! A dataset's declaration: its TOML, and every mistake that can be made in it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::kind::{Kind, parse_timestamp};
+use super::labkey::ListMap;
 
 /// Columns that the service adds to every dataset table.
 pub const SERVICE_COLUMNS: [&str; 4] = ["submission_id", "ordinal", "extra", "created_at"];
@@ -32,6 +33,8 @@ pub struct Dataset {
     pub unique: Vec<String>,
     /// Column orders of files without a header, chosen by the number of cells; positions in `columns`.
     pub headerless: Vec<Vec<usize>>,
+    /// What it can be in LabKey, by the name of the map.
+    pub labkey: BTreeMap<String, ListMap>,
     /// Position by lower-case name or alias.
     lookup: HashMap<String, usize>,
 }
@@ -153,6 +156,8 @@ struct File {
     unique: Vec<String>,
     #[serde(default)]
     headerless: Vec<Vec<String>>,
+    #[serde(default)]
+    labkey: BTreeMap<String, ListMap>,
 }
 
 #[derive(Deserialize)]
@@ -181,6 +186,7 @@ impl Dataset {
         let mut check = Check { file, mistakes: Vec::new() };
         check.identifier("name", &written.name);
         check.identifier("table", &written.table);
+        check.that(!written.table.ends_with("_labkey"), || "table: names that end with _labkey are views".to_owned());
         for (what, text) in [("title", &written.title), ("description", &written.description)] {
             check.that(!text.trim().is_empty(), || format!("{what} is empty"));
         }
@@ -192,7 +198,7 @@ impl Dataset {
         if !check.mistakes.is_empty() {
             return Err(check.mistakes);
         }
-        Ok(Self {
+        let dataset = Self {
             name: written.name,
             table: written.table,
             title: written.title,
@@ -201,8 +207,26 @@ impl Dataset {
             indexes: written.indexes,
             unique: written.unique,
             headerless,
+            labkey: written.labkey,
             lookup,
-        })
+        };
+        let mistakes = dataset.labkey_mistakes();
+        if mistakes.is_empty() {
+            Ok(dataset)
+        } else {
+            Err(mistakes.into_iter().map(|reason| Mistake::new(file, reason)).collect())
+        }
+    }
+
+    fn labkey_mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        for (name, map) in &self.labkey {
+            for (column, source) in &map.columns {
+                let wrong = source.expression(self).err();
+                mistakes.extend(wrong.map(|reason| format!("labkey.{name}: column `{column}`: {reason}")));
+            }
+        }
+        mistakes
     }
 
     /// The position of the column of that name or alias, whatever its case.

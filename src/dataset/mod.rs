@@ -1,12 +1,13 @@
 //! What the data is: a [`Dataset`] is a table of columns, declared once in a TOML file.
 //!
-//! SQL ([`sql`]), row parsing ([`json`], [`tsv`], [`row`]) and OpenAPI ([`openapi`]) are functions of that
-//! declaration. This module is pure: no IO but the reading of an operator's definition files, no async.
+//! SQL ([`sql`]), row parsing ([`json`], [`tsv`], [`row`]), LabKey's lists ([`labkey`]) and OpenAPI ([`openapi`]) are
+//! functions of that declaration. This module is pure: no IO but the reading of an operator's definition files, no async.
 
 pub mod arrow;
 pub mod definition;
 pub mod json;
 pub mod kind;
+pub mod labkey;
 pub mod openapi;
 pub mod params;
 pub mod row;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sha2::{Digest, Sha256};
 
 use super::definition::{Column, Dataset, Index, IndexMethod};
+use super::kind::Kind;
 use super::row::Cell;
 
 /// A column as it stands in the database.
@@ -142,7 +143,6 @@ fn brin_columns(dataset: &Dataset, index: &Index) -> Vec<String> {
 }
 
 fn bloom_operators(dataset: &Dataset, column: &str) -> &'static str {
-    use super::kind::Kind;
     let kind = dataset.columns.iter().find(|known| known.name == column).map(|known| known.kind);
     match kind {
         Some(Kind::Int) => "int8_bloom_ops",
@@ -165,6 +165,49 @@ pub fn copy_in(dataset: &Dataset, table: &str, columns: &[usize]) -> String {
 pub fn row_columns(dataset: &Dataset) -> String {
     let data = dataset.columns.iter().map(|column| column.name.as_str());
     quoted_list(["submission_id", "ordinal"].into_iter().chain(data).chain(["extra"]))
+}
+
+/// What is known of a row's way to LabKey, as columns beside it.
+pub const LABKEY_COLUMNS: [(&str, Kind); 3] = [
+    ("labkey_upload_status", Kind::Text),
+    ("labkey_upload_timestamp", Kind::Timestamp),
+    ("labkey_transaction_id", Kind::Text),
+];
+
+/// The dataset's table as `t`, with [`LABKEY_COLUMNS`] beside each row.
+#[must_use]
+pub fn with_labkey(dataset: &Dataset) -> String {
+    // One look into an index for each row, however many deliveries its submission took.
+    format!(
+        "{} t CROSS JOIN LATERAL (SELECT coalesce(min(one.status), 'pending') AS labkey_upload_status, \
+         min(one.finished_at) AS labkey_upload_timestamp, min(one.transaction_id) AS labkey_transaction_id FROM (\
+         SELECT CASE WHEN state IN ('completed', 'failed') THEN state ELSE 'pending' END AS status, \
+         CASE WHEN state = 'completed' THEN finished_at END AS finished_at, transaction_id FROM labkey_deliveries \
+         WHERE labkey_deliveries.submission_id = t.submission_id AND first_ordinal <= t.ordinal \
+         ORDER BY first_ordinal DESC LIMIT 1) one) labkey",
+        quoted(&dataset.table)
+    )
+}
+
+/// The name of the view of a dataset's rows with [`LABKEY_COLUMNS`].
+#[must_use]
+pub fn labkey_view_name(dataset: &Dataset) -> String {
+    format!("{}_labkey", dataset.table)
+}
+
+/// The view of that name. Its own columns come first, so that columns which the table gets later follow at the end.
+#[must_use]
+pub fn labkey_view(dataset: &Dataset) -> String {
+    let view = quoted(&labkey_view_name(dataset));
+    format!("CREATE OR REPLACE VIEW {view} AS SELECT labkey.*, t.* FROM {}", with_labkey(dataset))
+}
+
+/// How many columns that view has, over a table as it stands once [`plan`] was carried out.
+#[must_use]
+pub fn labkey_view_width(dataset: &Dataset, existing: &ExistingTable) -> usize {
+    let declared = dataset.columns.iter().map(|column| column.name.as_str());
+    let new = declared.chain(SERVICE.iter().map(|(name, ..)| *name)).filter(|name| !existing.contains_key(*name));
+    LABKEY_COLUMNS.len() + existing.len() + new.count()
 }
 
 /// An identifier as PostgreSQL reads it literally.

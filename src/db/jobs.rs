@@ -34,6 +34,8 @@ pub struct Job {
     pub cancel_requested: bool,
     /// Why the last attempt failed.
     pub error: Option<String>,
+    /// What it has to tell at its end.
+    pub report: Option<Value>,
     /// When it may begin.
     pub run_at: DateTime<Utc>,
     /// When it was asked for.
@@ -52,8 +54,8 @@ impl Job {
     }
 }
 
-const COLUMNS: &str = "id, kind, payload, state, attempt, max_attempts, progress, cancel_requested, error, run_at, \
-                       created_at, started_at, finished_at";
+const COLUMNS: &str = "id, kind, payload, state, attempt, max_attempts, progress, cancel_requested, error, report, \
+                       run_at, created_at, started_at, finished_at";
 
 /// How far a job is: written by the work, read by its heartbeat.
 #[derive(Debug, Default)]
@@ -163,6 +165,12 @@ impl Lease {
         self.cancel.cancelled().await;
     }
 
+    /// Whether the work shall stop.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
     /// Tells the work to stop.
     pub fn cancel(&self) {
         self.cancel.cancel();
@@ -182,23 +190,26 @@ pub struct NewJob<'a> {
     pub max_attempts: i32,
     /// At most one job of that key is ever made.
     pub dedupe_key: Option<&'a str>,
+    /// At most one job of that key waits or runs.
+    pub alone_key: Option<&'a str>,
 }
 
-/// Makes a job, in the caller's transaction; false when there is one of that dedupe key.
+/// Makes a job, in the caller's transaction; false when there is one of one of its keys.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn enqueue(connection: &mut PgConnection, job: &NewJob<'_>) -> Result<bool> {
     let made = sqlx::query(
         "-- jobs.enqueue
-        INSERT INTO jobs (id, kind, payload, max_attempts, dedupe_key) VALUES ($1, $2, $3, $4, $5)
-        ON CONFLICT (dedupe_key) DO NOTHING",
+        INSERT INTO jobs (id, kind, payload, max_attempts, dedupe_key, alone_key) VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT DO NOTHING",
     )
     .bind(job.id)
     .bind(job.kind)
     .bind(&job.payload)
     .bind(job.max_attempts)
     .bind(job.dedupe_key)
+    .bind(job.alone_key)
     .execute(connection)
     .await?;
     Ok(made.rows_affected() == 1)
@@ -211,6 +222,28 @@ pub async fn enqueue(connection: &mut PgConnection, job: &NewJob<'_>) -> Result<
 pub async fn by_dedupe_key(connection: &mut PgConnection, key: &str) -> Result<Option<Job>> {
     let sql = format!("-- jobs.by_dedupe_key\nSELECT {COLUMNS} FROM jobs WHERE dedupe_key = $1");
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await?)
+}
+
+/// The job of that alone key that waits or runs.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn unfinished(connection: &mut PgConnection, alone_key: &str) -> Result<Option<Job>> {
+    let sql = format!(
+        "-- jobs.unfinished\nSELECT {COLUMNS} FROM jobs WHERE alone_key = $1 AND state IN ('pending', 'running')"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(alone_key).fetch_optional(connection).await?)
+}
+
+/// All jobs of a kind that wait or run.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn unfinished_of(pool: &PgPool, kind: &str) -> Result<Vec<Uuid>> {
+    let ids = sqlx::query_scalar(
+        "-- jobs.unfinished_of\nSELECT id FROM jobs WHERE kind = $1 AND state IN ('pending', 'running') ORDER BY id",
+    );
+    Ok(ids.bind(kind).fetch_all(pool).await?)
 }
 
 /// The job of that id.
@@ -244,8 +277,8 @@ pub async fn claim(pool: &PgPool, worker: &str, lease: Duration, kinds: &[&str])
         "-- jobs.claim
         WITH due AS (
             SELECT id AS due_id FROM jobs
-            WHERE ((state = 'pending' AND run_at <= now()) OR (state = 'running' AND lease_until < now()))
-              AND kind = ANY($3)
+            WHERE kind = ANY($3)
+              AND ((state = 'pending' AND run_at <= now()) OR (state = 'running' AND lease_until < now()))
             ORDER BY priority DESC, run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
         UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = $1, progress = '{{}}',
             lease_until = now() + $2 * interval '1 second', started_at = coalesce(started_at, now())
@@ -254,6 +287,20 @@ pub async fn claim(pool: &PgPool, worker: &str, lease: Duration, kinds: &[&str])
     );
     let claimed = sqlx::query_as(AssertSqlSafe(sql)).bind(worker).bind(lease.as_secs_f64()).bind(kinds);
     Ok(claimed.fetch_optional(pool).await?)
+}
+
+/// Remembers what an attempt has to tell, before it ends; nothing when the job is somebody else's now.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn report(pool: &PgPool, lease: &Lease, report: &Value) -> Result<()> {
+    sqlx::query("-- jobs.report\nUPDATE jobs SET report = $3 WHERE id = $1 AND attempt = $2 AND state = 'running'")
+        .bind(lease.id)
+        .bind(lease.attempt)
+        .bind(report)
+        .execute(pool)
+        .await?;
+    Ok(())
 }
 
 /// What a heartbeat learns.

@@ -1,5 +1,5 @@
-//! Where rows live: the connection pool, migrations, dataset tables, submissions, jobs, the catalogue of exports, and the
-//! embedded PostgreSQL.
+//! Where rows live: the connection pool, migrations, dataset tables, submissions, jobs, the catalogue of exports,
+//! deliveries to LabKey, and the embedded PostgreSQL.
 
 pub mod artifacts;
 pub mod embedded;
@@ -9,6 +9,7 @@ pub mod extract_runs;
 pub mod extracts;
 pub mod jobs;
 pub mod keys;
+pub mod labkey;
 pub mod schedules;
 pub mod submissions;
 pub mod tables;

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 
-use super::execute_generated;
+use super::{execute_generated, labkey};
 use crate::dataset::{Dataset, sql};
 use crate::error::Result;
 
@@ -212,7 +212,7 @@ pub async fn lock(connection: &mut PgConnection, dataset: &str, key: &str) -> Re
         .await?)
 }
 
-/// Removes a submission and its rows; false when it is not there.
+/// Removes a submission and its rows, here and at the next sync in LabKey; false when it is not there.
 ///
 /// # Errors
 /// A database out of reach.
@@ -225,6 +225,7 @@ pub async fn delete(connection: &mut PgConnection, dataset: &Dataset, id: i64) -
     if deleted.rows_affected() == 0 {
         return Ok(false);
     }
+    labkey::withdraw(connection, id).await?;
     let table = sql::quoted(&dataset.table);
     let rows = format!("-- submissions.delete_rows\nDELETE FROM {table} WHERE submission_id = {id}");
     execute_generated(connection, rows).await?;

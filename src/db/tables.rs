@@ -33,10 +33,11 @@ pub async fn ensure(pool: &PgPool, datasets: &Datasets) -> Result<()> {
 pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<Vec<String>> {
     let tables = existing_tables(connection).await?;
     let indexes = existing_indexes(connection).await?;
+    let views = existing_views(connection).await?;
     let mut statements = Vec::new();
     let mut mistakes = Vec::new();
     for dataset in datasets.iter() {
-        match plan_table(dataset, &tables, &indexes) {
+        match plan_table(dataset, &tables, &indexes, &views) {
             Ok(found) => statements.extend(found),
             Err(conflicts) => mistakes.extend(conflicts.into_iter().map(|reason| Mistake::new(&dataset.name, reason))),
         }
@@ -48,11 +49,17 @@ fn plan_table(
     dataset: &Dataset,
     tables: &HashMap<String, ExistingTable>,
     indexes: &[String],
+    views: &HashMap<String, i64>,
 ) -> Result<Vec<String>, Vec<String>> {
     let none = ExistingTable::new();
-    let mut statements = sql::plan(dataset, tables.get(&dataset.table).unwrap_or(&none))?;
+    let existing = tables.get(&dataset.table).unwrap_or(&none);
+    let mut statements = sql::plan(dataset, existing)?;
     let missing = |statement: &String| !indexes.iter().any(|name| statement.contains(&sql::quoted(name)));
     statements.extend(sql::indexes(dataset).into_iter().filter(missing));
+    let width = views.get(&sql::labkey_view_name(dataset)).and_then(|width| usize::try_from(*width).ok());
+    if width != Some(sql::labkey_view_width(dataset, existing)) {
+        statements.push(sql::labkey_view(dataset));
+    }
     Ok(statements)
 }
 
@@ -71,6 +78,18 @@ async fn existing_tables(connection: &mut PgConnection) -> Result<HashMap<String
         tables.entry(table).or_default().insert(column, Existing { postgres, not_null, has_default });
     }
     Ok(tables)
+}
+
+/// The number of columns of each view.
+async fn existing_views(connection: &mut PgConnection) -> Result<HashMap<String, i64>> {
+    let views: Vec<(String, i64)> = sqlx::query_as(
+        "-- tables.views
+        SELECT c.relname::text, count(*) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'v' AND a.attnum > 0 GROUP BY 1",
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(views.into_iter().collect())
 }
 
 async fn existing_indexes(connection: &mut PgConnection) -> Result<Vec<String>> {

@@ -53,6 +53,10 @@ pub struct ExportSpec {
     /// Whether `submission_id` and `ordinal`, which name a row for ever, are exported too.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub service_columns: bool,
+    /// Whether `labkey_upload_status`, `labkey_upload_timestamp` and `labkey_transaction_id`, which say what became of
+    /// a row in LabKey, are exported too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub labkey_columns: bool,
 }
 
 /// A column as it is read and written.
@@ -131,7 +135,10 @@ impl ExportSpec {
     fn selected(&self, dataset: &Dataset, faults: &mut Vec<Fault>) -> Vec<Selected> {
         let all = all_columns(dataset);
         let Some(names) = &self.columns else {
-            let hidden = |name: &str| !self.service_columns && IDENTITY.iter().any(|(identity, _)| *identity == name);
+            let hidden = |name: &str| {
+                (!self.service_columns && IDENTITY.iter().any(|(identity, _)| *identity == name))
+                    || (!self.labkey_columns && is_of_labkey(name))
+            };
             return all.into_iter().filter(|column| !hidden(&column.name)).collect();
         };
         let mut selected: Vec<Selected> = Vec::new();
@@ -230,7 +237,12 @@ impl Plan {
         if let Some((first, end)) = pages {
             conditions.push(format!("ctid >= '({first},0)' AND ctid < '({end},0)'"));
         }
-        let mut query = format!("SELECT {} FROM {}", columns.join(", "), sql::quoted(&self.dataset.table));
+        let source = if self.columns.iter().any(|column| is_of_labkey(&column.name)) {
+            sql::with_labkey(&self.dataset)
+        } else {
+            sql::quoted(&self.dataset.table)
+        };
+        let mut query = format!("SELECT {} FROM {source}", columns.join(", "));
         if !conditions.is_empty() {
             query = format!("{query} WHERE {}", conditions.join(" AND "));
         }
@@ -290,7 +302,13 @@ pub fn all_columns(dataset: &Dataset) -> Vec<Selected> {
         service("extra", Kind::Json, &sql::quoted("extra")),
         service(TIME_COLUMN, Kind::Timestamp, &sql::quoted(TIME_COLUMN)),
     ];
-    identity.chain(data).chain(rest).collect()
+    let labkey =
+        sql::LABKEY_COLUMNS.iter().map(|(name, kind)| service(name, *kind, &format!("labkey.{}", sql::quoted(name))));
+    identity.chain(data).chain(rest).chain(labkey).collect()
+}
+
+fn is_of_labkey(name: &str) -> bool {
+    sql::LABKEY_COLUMNS.iter().any(|(labkey, _)| *labkey == name)
 }
 
 /// An equality as SQL.

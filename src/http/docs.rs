@@ -25,7 +25,7 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
 #[openapi(
     info(
         title = "NVD Support Car API",
-        description = "Takes in metagenomic results from HTCondor workers, exactly once, and exports them as Parquet.",
+        description = "Takes in metagenomic results from HTCondor workers, exactly once, exports them as Parquet, and delivers them to LabKey.",
         license(name = "MIT", identifier = "MIT")
     ),
     components(schemas(ProblemBody)),
@@ -35,6 +35,7 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
         (name = "exports", description = "Tables as files: what was exported, asking for more, downloading"),
         (name = "export jobs", description = "Exactly the rows and columns that a user asks for, in his format, for some hours"),
         (name = "extracts", description = "Named configurations that run on demand or by cron, and make described, checksummed bundles"),
+        (name = "labkey", description = "Delivery to LabKey's lists: starting it, how far it is, what was refused and why"),
         (name = "jobs", description = "Background work: how far it is, and stopping it"),
         (name = "datasets", description = "What can be sent"),
         (name = "system", description = "Health, metrics, version"),
@@ -116,6 +117,9 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
     if path.ends_with("/download") {
         // A signed link does instead of a token.
         operation["security"] = json!([{"bearer": []}, {}]);
+    }
+    if ["/labkey/sync", "/labkey/status", "/labkey/stats", "/labkey/retry"].contains(&path) {
+        problems.push(("409", "LabKey is not configured"));
     }
     if operation["requestBody"]["content"].get("application/json").is_some() {
         problems.push(("400", "The body is no JSON"));

@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = JobProgress)]
 pub struct ProgressBody {
-    /// What it is doing: `snapshot`, `reading`, `manifest`, `done`.
+    /// What it is doing: `snapshot`, `reading`, `manifest`, `done`; of a sync `check`, `reconcile`, `deliver`, `done`.
     #[schema(example = "reading")]
     phase: Option<String>,
     /// Rows read.
@@ -56,7 +56,7 @@ pub struct JobBody {
     /// `pending`, `running`, `completed`, `failed` or `cancelled`.
     #[schema(example = "running")]
     status: String,
-    /// The export that it writes.
+    /// The export that it writes, if it is one.
     export_id: Option<Uuid>,
     /// How far it is.
     progress: ProgressBody,
@@ -70,6 +70,8 @@ pub struct JobBody {
     cancel_requested: bool,
     /// Why the last attempt failed.
     error: Option<String>,
+    /// What a sync with LabKey did, once it has ended.
+    report: Option<crate::labkey::report::DatasetReport>,
     /// When it was made.
     created_at: DateTime<Utc>,
     /// When it was first begun.
@@ -192,6 +194,7 @@ async fn body(http: &Http, job: Job) -> Result<JobBody> {
         max_attempts: job.max_attempts,
         cancel_requested: job.cancel_requested,
         error: job.error,
+        report: job.report.and_then(|report| serde_json::from_value(report).ok()),
         created_at: job.created_at,
         started_at: job.started_at,
         finished_at: job.finished_at,

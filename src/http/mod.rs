@@ -2,6 +2,7 @@
 
 pub mod auth;
 mod datasets;
+mod deliveries;
 mod docs;
 mod download;
 mod drain;
@@ -13,6 +14,7 @@ mod extracts;
 mod fields;
 mod ingest;
 mod jobs;
+mod labkey;
 mod links;
 mod problem;
 mod submissions;
@@ -73,7 +75,11 @@ fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
         .routes(routes!(extracts::list_extracts))
         .routes(routes!(extracts::get_extract))
         .routes(routes!(extract_runs::list_extract_runs))
-        .routes(routes!(extract_runs::get_extract_run));
+        .routes(routes!(extract_runs::get_extract_run))
+        .routes(routes!(labkey::labkey_status))
+        .routes(routes!(labkey::labkey_stats))
+        .routes(routes!(deliveries::list_deliveries))
+        .routes(routes!(deliveries::list_failures));
     let operate = OpenApiRouter::new()
         .routes(routes!(submissions::delete_submission))
         .routes(routes!(exports::trigger_export))
@@ -82,7 +88,9 @@ fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
         .routes(routes!(extracts::create_extract))
         .routes(routes!(extracts::update_extract, extracts::delete_extract))
         .routes(routes!(extracts::run_extract))
-        .routes(routes!(extracts::cancel_extract));
+        .routes(routes!(extracts::cancel_extract))
+        .routes(routes!(labkey::sync_labkey))
+        .routes(routes!(labkey::retry_labkey));
     [(Scope::Ingest, ingest), (Scope::Read, read), (Scope::Operate, operate)]
 }
 

@@ -1,7 +1,6 @@
 //! Errors on the wire: the one place where an [`enum@Error`] becomes a status and an RFC 9457 body.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, to_bytes};
@@ -65,7 +64,7 @@ impl IntoResponse for Problem {
         if matches!(*self.0, Error::Unauthorized) {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"nvd-support-car\""));
         }
-        if let Some(after) = retry_after(&self.0) {
+        if let Some(after) = self.0.retry_after() {
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
         response.extensions_mut().insert(self);
@@ -87,18 +86,10 @@ fn status(error: &Error) -> StatusCode {
         Error::Unauthorized => StatusCode::UNAUTHORIZED,
         Error::Forbidden(_) | Error::Link(_) => StatusCode::FORBIDDEN,
         Error::RateLimited(_) => StatusCode::TOO_MANY_REQUESTS,
+        Error::Labkey(failure) if !failure.is_passing() => StatusCode::BAD_GATEWAY,
         Error::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
         error if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
-    }
-}
-
-/// When a client may try again.
-fn retry_after(error: &Error) -> Option<Duration> {
-    match error {
-        Error::RateLimited(after) | Error::Busy { retry_after: after, .. } => Some(*after),
-        Error::Database(_) if error.is_retryable() => Some(Duration::from_secs(5)),
-        _ => None,
     }
 }
 

@@ -6,6 +6,7 @@ pub mod extract;
 pub mod notice;
 pub mod retention;
 pub mod schedule;
+pub mod sync;
 pub mod timing;
 pub mod worker;
 
@@ -42,17 +43,39 @@ pub enum Work {
     },
     /// Tell a webhook something.
     Notice(notice::Notice),
+    /// Deliver to LabKey what is pending.
+    LabkeySync {
+        /// Of which dataset.
+        dataset: String,
+    },
 }
 
-/// The kinds of work that take time, and those that must not wait for them.
-pub const KINDS: [&[&str]; 2] = [&["export", "extract"], &["notice"]];
+/// How often a sync is tried before it waits for its next turn.
+const SYNC_ATTEMPTS: i32 = 5;
+
+/// What one worker does: work that takes time, deliveries, and what must not wait for either.
+pub const EXPORTS: &[&str] = &[Work::EXPORT, Work::EXTRACT];
+/// See [`EXPORTS`].
+pub const SYNCS: &[&str] = &[Work::LABKEY_SYNC];
+/// See [`EXPORTS`].
+pub const NOTICES: &[&str] = &[Work::NOTICE];
 
 impl Work {
+    /// What an export is called among jobs.
+    pub const EXPORT: &str = "export";
+    /// What a run of an extract is called among jobs.
+    pub const EXTRACT: &str = "extract";
+    /// What a notice is called among jobs.
+    pub const NOTICE: &str = "notice";
+    /// What a delivery to LabKey is called among jobs.
+    pub const LABKEY_SYNC: &str = "labkey_sync";
+
     const fn kind(&self) -> &'static str {
         match self {
-            Self::Export { .. } => "export",
-            Self::Extract { .. } => "extract",
-            Self::Notice(_) => "notice",
+            Self::Export { .. } => Self::EXPORT,
+            Self::Extract { .. } => Self::EXTRACT,
+            Self::Notice(_) => Self::NOTICE,
+            Self::LabkeySync { .. } => Self::LABKEY_SYNC,
         }
     }
 }
@@ -97,6 +120,7 @@ pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewE
         payload: stored(&work)?,
         max_attempts: app.config.export.max_attempts,
         dedupe_key: new.dedupe_key,
+        alone_key: None,
     };
     if jobs::enqueue(connection, &job).await? {
         db::exports::insert(connection, export, job.id, &new.dataset.name, &spec).await?;
@@ -115,10 +139,36 @@ pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewE
     made.ok_or_else(|| Error::Internal("a job vanished".into()))
 }
 
+/// Makes a sync of a dataset, in the caller's transaction; the one that waits or runs when there is one, since it goes
+/// on until nothing is pending. Says whether it is a new one.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn enqueue_sync(connection: &mut PgConnection, dataset: &str) -> Result<(Job, bool)> {
+    let work = Work::LabkeySync { dataset: dataset.to_owned() };
+    let payload = stored(&work)?;
+    let key = format!("labkey_sync:{dataset}");
+    loop {
+        let job = NewJob {
+            id: Uuid::now_v7(),
+            kind: work.kind(),
+            payload: payload.clone(),
+            max_attempts: SYNC_ATTEMPTS,
+            dedupe_key: None,
+            alone_key: Some(&key),
+        };
+        let is_new = jobs::enqueue(connection, &job).await?;
+        // None when it has ended between the two statements.
+        if let Some(job) = jobs::unfinished(connection, &key).await? {
+            return Ok((job, is_new));
+        }
+    }
+}
+
 /// Makes a job, in the caller's transaction, and answers with its id.
 async fn enqueue(connection: &mut PgConnection, work: &Work, max_attempts: i32) -> Result<Uuid> {
     let id = Uuid::now_v7();
-    let job = NewJob { id, kind: work.kind(), payload: stored(work)?, max_attempts, dedupe_key: None };
+    let job = NewJob { id, kind: work.kind(), payload: stored(work)?, max_attempts, dedupe_key: None, alone_key: None };
     jobs::enqueue(connection, &job).await?;
     Ok(id)
 }

@@ -1,4 +1,5 @@
-//! What starts by itself: exports and extracts by cron, in each schedule's own time zone, once over all replicas.
+//! What starts by itself: exports and extracts by cron, in each schedule's own time zone, and syncs with LabKey; once over
+//! all replicas.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -10,10 +11,10 @@ use tokio_cron_scheduler::{Job as Tick, JobScheduler, JobSchedulerError};
 
 use super::extract::config::ExtractConfig;
 use super::timing::Timing;
-use super::{NewExport, enqueue_export, extract, retention};
+use super::{NewExport, enqueue_export, enqueue_sync, extract, retention, sync};
 use crate::app::App;
 use crate::dataset::Dataset;
-use crate::db::{extracts, schedules, submissions};
+use crate::db::{extracts, labkey, schedules, submissions};
 use crate::error::{Error, Result};
 use crate::export::spec::ExportSpec;
 use crate::telemetry;
@@ -24,18 +25,28 @@ const LOOK: &str = "*/1 * * * * *";
 /// When retention runs, and exports are counted.
 const CLEAR: &str = "30 */10 * * * *";
 
-/// One dataset's exports.
+/// When what rows wait for LabKey is measured.
+const MEASURE: &str = "15 * * * * *";
+
+/// What is done with one dataset, and when.
 pub struct Schedule {
     /// Under which its ticks are remembered: another expression is another schedule.
     name: String,
     dataset: Arc<Dataset>,
     timing: Timing,
-    spec: ExportSpec,
-    retention_days: u32,
-    /// The webhooks that hear how its exports end.
-    notify: Vec<String>,
-    /// Whether it is left out while the dataset is empty.
-    only_with_rows: bool,
+    action: Action,
+}
+
+enum Action {
+    Export {
+        spec: ExportSpec,
+        retention_days: u32,
+        /// The webhooks that hear how its exports end.
+        notify: Vec<String>,
+        /// Whether it is left out while the dataset is empty.
+        only_with_rows: bool,
+    },
+    LabkeySync,
 }
 
 /// All schedules of a configuration.
@@ -43,6 +54,26 @@ pub struct Schedule {
 /// # Errors
 /// An unknown dataset, an expression or a time zone that is none, a form that cannot be had.
 pub fn all(app: &App) -> Result<Vec<Schedule>> {
+    let mut schedules = exports(app)?;
+    schedules.extend(syncs(app)?);
+    Ok(schedules)
+}
+
+fn syncs(app: &App) -> Result<Vec<Schedule>> {
+    let Some(labkey) = app.labkey.as_ref().filter(|labkey| labkey.config.auto_upload) else { return Ok(Vec::new()) };
+    let cron = labkey.config.interval_cron().map_err(Error::Environment)?;
+    let schedule = |dataset: &Arc<Dataset>| {
+        Ok(Schedule {
+            name: format!("labkey:{}:{cron}", dataset.name),
+            dataset: Arc::clone(dataset),
+            timing: Timing::parse(&cron, None, Seconds::Required).map_err(Error::Internal)?,
+            action: Action::LabkeySync,
+        })
+    };
+    labkey.lists.iter().map(|list| schedule(&list.dataset)).collect()
+}
+
+fn exports(app: &App) -> Result<Vec<Schedule>> {
     let config = &app.config.export;
     let mut schedules = Vec::new();
     for own in &config.schedules {
@@ -61,10 +92,12 @@ pub fn all(app: &App) -> Result<Vec<Schedule>> {
             name: format!("export:{}:{}:{zone}:{}", own.dataset, own.cron, own.format.as_str()),
             dataset: Arc::clone(dataset),
             timing,
-            spec,
-            retention_days: own.retention_days.unwrap_or(config.retention_days),
-            notify: own.notify.clone(),
-            only_with_rows: false,
+            action: Action::Export {
+                spec,
+                retention_days: own.retention_days.unwrap_or(config.retention_days),
+                notify: own.notify.clone(),
+                only_with_rows: false,
+            },
         });
     }
     let Some(cron) = config.interval_cron().map_err(Error::Environment)? else { return Ok(schedules) };
@@ -74,10 +107,12 @@ pub fn all(app: &App) -> Result<Vec<Schedule>> {
             name: format!("export:{}:{cron}:UTC", dataset.name),
             dataset: Arc::clone(dataset),
             timing: Timing::parse(&cron, None, Seconds::Required).map_err(Error::Internal)?,
-            spec: ExportSpec::default(),
-            retention_days: config.retention_days,
-            notify: Vec::new(),
-            only_with_rows: true,
+            action: Action::Export {
+                spec: ExportSpec::default(),
+                retention_days: config.retention_days,
+                notify: Vec::new(),
+                only_with_rows: true,
+            },
         });
     }
     Ok(schedules)
@@ -94,7 +129,7 @@ impl Clock {
     pub async fn start(app: &App) -> Result<Self> {
         let schedules = Arc::new(Schedules::new(all(app)?));
         let clock = JobScheduler::new().await.map_err(fault)?;
-        let (looking, clearing) = (app.clone(), app.clone());
+        let (looking, clearing, measuring) = (app.clone(), app.clone(), app.clone());
         let look = Tick::new_async(LOOK, move |_, _| {
             let (app, schedules) = (looking.clone(), Arc::clone(&schedules));
             Box::pin(async move { schedules.run_due(&app, Utc::now()).await })
@@ -103,6 +138,11 @@ impl Clock {
             let app = clearing.clone();
             Box::pin(async move { retention::run(&app).await })
         });
+        let measure = Tick::new_async(MEASURE, move |_, _| {
+            let app = measuring.clone();
+            Box::pin(async move { sync::measure(&app).await })
+        });
+        clock.add(measure.map_err(fault)?).await.map_err(fault)?;
         clock.add(look.map_err(fault)?).await.map_err(fault)?;
         clock.add(clear.map_err(fault)?).await.map_err(fault)?;
         clock.start().await.map_err(fault)?;
@@ -135,7 +175,7 @@ impl Schedules {
         Self { all, last: Mutex::default() }
     }
 
-    /// Makes the exports and the runs of extracts that are due.
+    /// Makes the jobs and the runs of extracts that are due.
     pub async fn run_due(&self, app: &App, now: DateTime<Utc>) {
         // Until then the tables may not be there.
         if !app.is_ready.load(Ordering::Acquire) {
@@ -145,7 +185,7 @@ impl Schedules {
             if let Err(error) = self.export(app, schedule, now).await
                 && !error.is_retryable()
             {
-                tracing::error!(schedule = schedule.name, error = error.report(), "a scheduled export was not made");
+                tracing::error!(schedule = schedule.name, error = error.report(), "a scheduled job was not made");
             }
         }
         if let Err(error) = self.extract(app, now).await
@@ -160,7 +200,9 @@ impl Schedules {
             schedule.act(app, tick).await?;
             self.remember(&schedule.name, tick);
         }
-        telemetry::next_export(&schedule.dataset.name, schedule.timing.next(now));
+        if matches!(schedule.action, Action::Export { .. }) {
+            telemetry::next_export(&schedule.dataset.name, schedule.timing.next(now));
+        }
         Ok(())
     }
 
@@ -199,27 +241,40 @@ impl Schedules {
 }
 
 impl Schedule {
-    /// Makes the export of a tick, unless another replica has.
+    /// Makes the job of a tick, unless another replica has.
     async fn act(&self, app: &App, tick: DateTime<Utc>) -> Result<()> {
         let mut transaction = app.pool.begin().await?;
         if !schedules::take(&mut transaction, &self.name, tick).await? {
             return Ok(());
         }
-        if !self.only_with_rows || submissions::any(&mut transaction, &self.dataset.name).await? {
-            let key = format!("{}@{}", self.name, tick.to_rfc3339());
-            let new = NewExport {
-                dataset: &self.dataset,
-                spec: &self.spec,
-                retention_hours: self.retention_days.saturating_mul(24),
-                notify: &self.notify,
-                asked: None,
-                dedupe_key: Some(&key),
-            };
-            enqueue_export(app, &mut transaction, &new).await?;
-            tracing::info!(dataset = self.dataset.name, tick = %tick, "scheduled export made");
-        }
+        let (dataset, connection) = (&self.dataset.name, &mut *transaction);
+        let made = match &self.action {
+            Action::Export { only_with_rows: true, .. } if !submissions::any(connection, dataset).await? => None,
+            Action::Export { spec, retention_days, notify, .. } => {
+                let key = format!("{}@{}", self.name, tick.to_rfc3339());
+                let new = NewExport {
+                    dataset: &self.dataset,
+                    spec,
+                    retention_hours: retention_days.saturating_mul(24),
+                    notify,
+                    asked: None,
+                    dedupe_key: Some(&key),
+                };
+                Some(enqueue_export(app, connection, &new).await?)
+            }
+            Action::LabkeySync => {
+                let since = app.labkey.as_ref().and_then(|labkey| labkey.since);
+                match labkey::any_work(connection, dataset, since).await? {
+                    true => Some(enqueue_sync(connection, dataset).await?.0),
+                    false => None,
+                }
+            }
+        };
         transaction.commit().await?;
-        app.wake_workers();
+        if let Some(job) = made {
+            tracing::info!(dataset, job = %job.id, kind = job.kind, tick = %tick, "scheduled job made");
+            app.wake_workers();
+        }
         Ok(())
     }
 }

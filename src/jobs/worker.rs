@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{KINDS, Work, clean_up, ended, export, extract, notice, work_of};
+use super::{EXPORTS, NOTICES, SYNCS, Work, clean_up, ended, export, extract, notice, sync, work_of};
 use crate::app::App;
 use crate::db::jobs::{self, Beat, Job, Lease};
 use crate::error::{Error, Result};
@@ -31,17 +31,20 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts as many as are configured.
+    /// Starts as many as are configured for each kind of work, so that none waits for another.
     #[must_use]
     pub fn start(app: &App) -> Self {
         let (stop, give_back) = (CancellationToken::new(), CancellationToken::new());
         let mut workers = JoinSet::new();
-        let [long, short] = KINDS;
         let slots = app.config.export.slots;
-        // One more for what must not wait for a slot.
-        for (slot, kinds) in std::iter::repeat_n(long, slots).chain((slots > 0).then_some(short)).enumerate() {
-            let name = format!("{}:{}:{slot}", hostname(), std::process::id());
-            workers.spawn(work(app.clone(), name, kinds, stop.clone(), give_back.clone()));
+        let syncs = if app.labkey.is_some() { app.config.labkey.slots } else { 0 };
+        // Notices must not wait for a slot.
+        let notices = usize::from(slots > 0);
+        for (kinds, slots) in [(EXPORTS, slots), (SYNCS, syncs), (NOTICES, notices)] {
+            for slot in 0..slots {
+                let name = format!("{}:{}:{}:{slot}", hostname(), std::process::id(), kinds[0]);
+                workers.spawn(work(app.clone(), kinds, name, stop.clone(), give_back.clone()));
+            }
         }
         Self { stop, give_back, workers }
     }
@@ -59,8 +62,8 @@ impl Workers {
 
 async fn work(
     app: App,
-    name: String,
     kinds: &'static [&'static str],
+    name: String,
     stop: CancellationToken,
     give_back: CancellationToken,
 ) {
@@ -130,7 +133,7 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
         return Ok(is_ours);
     }
     if error.is_retryable() && job.attempt < job.max_attempts {
-        let wait = backoff(job.attempt);
+        let wait = backoff(job.attempt).max(error.retry_after().unwrap_or_default());
         tracing::warn!(job = %job.id, attempt = job.attempt, error = report, ?wait, "job failed; it is tried again");
         return jobs::retry(&app.pool, lease, wait, &report).await;
     }
@@ -165,6 +168,7 @@ async fn run(app: &App, job: &Job, lease: &Lease, give_back: &CancellationToken)
             }
             Work::Extract { run_id } => extract::run(app, lease, &run_id).await,
             Work::Notice(notice) => notice::run(app, lease, &notice).await,
+            Work::LabkeySync { dataset } => sync::run(app, lease, &dataset).await,
         }
     });
     let beating = Box::pin(keep_alive(app, lease, give_back));

@@ -4,16 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module, and the modules that it may name. What is not listed is ground that everybody may use.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("main", &["cli"]),
-    ("cli", &["serve", "http", "jobs", "export", "send", "app", "db", "dataset", "storage"]),
+    ("cli", &["serve", "http", "jobs", "export", "labkey", "send", "app", "db", "dataset", "storage"]),
     ("serve", &["http", "jobs", "app", "db"]),
-    ("http", &["jobs", "ingest", "export", "app", "db", "dataset", "storage"]),
-    ("jobs", &["export", "app", "db", "dataset"]),
+    ("http", &["jobs", "ingest", "export", "labkey", "app", "db", "dataset", "storage"]),
+    ("jobs", &["export", "labkey", "app", "db", "dataset"]),
     ("send", &["ingest", "dataset"]),
     ("ingest", &["app", "db", "dataset"]),
     ("export", &["db", "dataset", "storage"]),
-    ("app", &["db", "dataset", "storage"]),
+    ("labkey", &["db", "dataset"]),
+    ("app", &["labkey", "db", "dataset", "storage"]),
     ("db", &["dataset"]),
     ("storage", &[]),
     ("dataset", &[]),

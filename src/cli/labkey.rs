@@ -1,0 +1,119 @@
+//! `labkey check` and `labkey sync`: LabKey from the command line.
+
+use clap::Subcommand;
+
+use super::export::{PATIENCE, bar, follow};
+use crate::app::App;
+use crate::config::Config;
+use crate::dataset::Datasets;
+use crate::db::jobs;
+use crate::error::{Error, Result};
+use crate::jobs::enqueue_sync;
+use crate::jobs::sync::configured;
+use crate::jobs::worker::Workers;
+use crate::labkey::preflight::{self, ListCheck};
+use crate::labkey::report::DatasetReport;
+use crate::labkey::{Labkey, client::User};
+use crate::serve::Database;
+
+/// What is done with LabKey.
+#[derive(Debug, Subcommand)]
+pub enum LabkeyCommand {
+    /// Compare LabKey's lists with what would be sent to them. Needs no database, and sends nothing.
+    Check,
+    /// Deliver what is pending, now.
+    Sync {
+        /// This dataset only.
+        #[arg(long, value_name = "NAME")]
+        dataset: Option<String>,
+    },
+}
+
+/// Does it, and answers with what to print.
+///
+/// # Errors
+/// A list that cannot be used, rows that were not delivered, Ctrl-C.
+pub async fn run(config: Config, command: &LabkeyCommand) -> Result<String> {
+    match command {
+        LabkeyCommand::Check => check(&config).await,
+        LabkeyCommand::Sync { dataset } => {
+            let mut config = config;
+            // This process is to do this work, whatever the service's share is, and no other.
+            config.labkey.slots = config.labkey.slots.max(1);
+            config.export.slots = 0;
+            let database = Database::open(&config).await?;
+            let app = App::new(config, &database.url)?;
+            let done = sync(&app, dataset.as_deref()).await;
+            app.pool.close().await;
+            database.close().await?;
+            done
+        }
+    }
+}
+
+async fn check(config: &Config) -> Result<String> {
+    let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(Error::Definitions)?;
+    let labkey = Labkey::open(&config.labkey, &datasets)?;
+    let labkey = labkey.ok_or_else(|| Error::Environment("labkey.server_url is not set".into()))?;
+    let user = labkey.client.whoami().await?;
+    let mut checks = Vec::new();
+    for list in &labkey.lists {
+        checks.push(preflight::check(&labkey.client, list).await?);
+    }
+    let text = described(&labkey, &user, &checks);
+    if checks.iter().any(|check| !check.problems.is_empty()) { Err(Error::Environment(text)) } else { Ok(text) }
+}
+
+fn described(labkey: &Labkey, user: &User, checks: &[ListCheck]) -> String {
+    let server = labkey.config.server_url.as_deref().unwrap_or_default();
+    let project = labkey.config.project_path.as_deref().unwrap_or_default();
+    let mut lines = vec![format!("{server} {project} as {}", user.email)];
+    for check in checks {
+        let verdict = if check.problems.is_empty() { check.mode.unwrap_or("ready") } else { "cannot be used" };
+        lines.push(format!("{} -> {}.{}: {verdict}", check.dataset, check.schema, check.list));
+        lines.extend(check.problems.iter().map(|problem| format!("  problem: {problem}")));
+        lines.extend(check.warnings.iter().map(|warning| format!("  warning: {warning}")));
+    }
+    lines.join("\n") + "\n"
+}
+
+async fn sync(app: &App, dataset: Option<&str>) -> Result<String> {
+    let labkey = configured(app)?;
+    let wanted: Vec<String> = match dataset {
+        Some(name) => vec![labkey.list(name)?.dataset.name.clone()],
+        None => labkey.lists.iter().map(|list| list.dataset.name.clone()).collect(),
+    };
+    app.prepare().await?;
+    app.is_ready.store(true, std::sync::atomic::Ordering::Release);
+    let workers = Workers::start(app);
+    let mut lines = Vec::new();
+    let mut is_good = true;
+    for name in wanted {
+        let (job, _) = enqueue_sync(&mut *app.pool.acquire().await?, &name).await?;
+        app.wake_workers();
+        let bar = bar();
+        let ended = tokio::select! {
+            ended = follow(app, job.id, &bar) => ended,
+            _ = tokio::signal::ctrl_c() => {
+                jobs::cancel(&app.pool, job.id).await?;
+                follow(app, job.id, &bar).await
+            }
+        };
+        bar.finish_and_clear();
+        let job = ended?;
+        let report = job.report.and_then(|report| serde_json::from_value::<DatasetReport>(report).ok());
+        let report = report.unwrap_or_default();
+        is_good &= job.state == "completed" && report.failed == 0;
+        lines.push(format!(
+            "{name}: {} rows delivered, {} refused, {} still pending, {} removed in {:.1} s",
+            report.uploaded, report.failed, report.remaining, report.removed, report.duration_seconds
+        ));
+        lines.extend(report.errors.iter().map(|error| format!("  {error}")));
+        if job.state == "cancelled" {
+            break;
+        }
+    }
+    workers.stop(PATIENCE).await;
+    let text = lines.join("\n") + "\n";
+    if is_good { Ok(text) } else { Err(Error::Environment(format!("not everything was delivered:\n{text}"))) }
+}

@@ -1,0 +1,272 @@
+//! Deliveries to LabKey: ranges of rows, and how far each is. What is not planned yet is found through the submissions.
+
+pub mod log;
+mod plan;
+mod stats;
+mod withdrawn;
+
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgPool};
+
+use crate::dataset::{Dataset, sql};
+use crate::error::Result;
+
+pub use plan::{Successor, next_unplanned, plan, plan_one, successors, unplan};
+pub use stats::{LastSync, Stats, any_work, last_syncs, record, stats};
+pub use withdrawn::{removed, withdraw, withdrawn, withdrawn_of};
+
+/// How long a request that was given up for lost is looked for.
+const DOUBT: &str = "interval '1 hour'";
+
+/// A delivery as work: what is to be sent, and what it is called.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Delivery {
+    /// Grows with time.
+    pub id: i64,
+    /// Its name in LabKey.
+    pub key: uuid::Uuid,
+    /// Whose rows.
+    pub submission_id: i64,
+    /// What the record keys of its rows begin with.
+    pub record_prefix: String,
+    /// Its first row.
+    pub first_ordinal: i32,
+    /// Its last row.
+    pub last_ordinal: i32,
+    /// Its rows.
+    pub rows: i32,
+    /// How often it was sent.
+    pub attempts: i32,
+    /// Seconds since it was last sent, if it was.
+    pub age: Option<f64>,
+}
+
+const WORK: &str = "id, key, submission_id, record_prefix, first_ordinal, last_ordinal, rows, attempts, \
+                    extract(epoch FROM now() - sent_at)::double precision AS age";
+
+/// Deliveries of a dataset in a state, in their order, after that one.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn in_state(pool: &PgPool, dataset: &str, state: State, after: i64, limit: i64) -> Result<Vec<Delivery>> {
+    let sql = format!(
+        "-- labkey.in_state
+        SELECT {WORK} FROM labkey_deliveries
+        WHERE dataset = $1 AND state = $2 AND id > $3 AND withdrawn_at IS NULL ORDER BY id LIMIT $4"
+    );
+    let found = sqlx::query_as(AssertSqlSafe(sql)).bind(dataset).bind(state.as_str()).bind(after).bind(limit);
+    Ok(found.fetch_all(pool).await?)
+}
+
+/// How far a delivery is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It is to be sent.
+    Pending,
+    /// It is being sent.
+    InFlight,
+    /// It was sent, and nobody knows whether LabKey has it.
+    Unknown,
+    /// LabKey has it.
+    Completed,
+    /// LabKey refused it.
+    Failed,
+}
+
+impl State {
+    /// The state as it is stored.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::InFlight => "in_flight",
+            Self::Unknown => "unknown",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Takes pending deliveries in hand, and answers with those that were there to be taken.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn claim(pool: &PgPool, ids: &[i64], holder: &str) -> Result<Vec<Delivery>> {
+    let sql = format!(
+        "-- labkey.claim
+        UPDATE labkey_deliveries SET state = 'in_flight', holder = $2, attempts = attempts + 1, sent_at = now()
+        WHERE id = ANY($1) AND state = 'pending' AND withdrawn_at IS NULL RETURNING {WORK}"
+    );
+    let mut claimed: Vec<Delivery> = sqlx::query_as(AssertSqlSafe(sql)).bind(ids).bind(holder).fetch_all(pool).await?;
+    claimed.sort_by_key(|one| one.id);
+    Ok(claimed)
+}
+
+/// How LabKey took the deliveries of one request.
+#[derive(Debug, Default)]
+pub struct Outcome<'o> {
+    /// LabKey's transaction.
+    pub transaction: Option<&'o str>,
+    /// The request's size.
+    pub bytes: Option<usize>,
+    /// Why they are refused, or in doubt.
+    pub error: Option<&'o str>,
+}
+
+/// Says how deliveries in hand ended, or that it is unknown; answers with how many still were in hand.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn conclude(pool: &PgPool, ids: &[i64], holder: &str, state: State, how: &Outcome<'_>) -> Result<u64> {
+    let marked = sqlx::query(
+        "-- labkey.conclude
+        UPDATE labkey_deliveries SET state = $3, transaction_id = coalesce($4, transaction_id),
+            request_bytes = coalesce($5, request_bytes), error = $6,
+            finished_at = CASE WHEN $3 IN ('completed', 'failed') THEN now() END
+        WHERE id = ANY($1) AND holder = $2 AND state IN ('in_flight', 'unknown')",
+    )
+    .bind(ids)
+    .bind(holder)
+    .bind(state.as_str())
+    .bind(how.transaction)
+    .bind(how.bytes.and_then(|bytes| i64::try_from(bytes).ok()))
+    .bind(how.error)
+    .execute(pool)
+    .await?;
+    Ok(marked.rows_affected())
+}
+
+/// Makes deliveries that LabKey does not have pending again; those that were withdrawn meanwhile are over. `is_doubted`
+/// are those of which LabKey may still get the rows. Answers with how many were withdrawn.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn release(pool: &PgPool, ids: &[i64], holder: &str, is_doubted: bool) -> Result<u64> {
+    let mut transaction = pool.begin().await?;
+    let sql = format!(
+        "-- labkey.release
+        UPDATE labkey_deliveries SET state = 'pending', holder = NULL,
+            doubted_until = CASE WHEN $3 THEN now() + {DOUBT} ELSE doubted_until END
+        WHERE id = ANY($1) AND holder = $2 AND state IN ('in_flight', 'unknown') AND withdrawn_at IS NULL"
+    );
+    sqlx::query(AssertSqlSafe(sql)).bind(ids).bind(holder).bind(is_doubted).execute(&mut *transaction).await?;
+    let over = sqlx::query(
+        "-- labkey.forget_withdrawn
+        DELETE FROM labkey_deliveries
+        WHERE id = ANY($1) AND holder = $2 AND state IN ('in_flight', 'unknown') AND withdrawn_at IS NOT NULL",
+    )
+    .bind(ids)
+    .bind(holder)
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(over.rows_affected())
+}
+
+/// Cuts a pending delivery in two before the row at `middle`, which has `before` rows before it.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn split(pool: &PgPool, delivery: &Delivery, middle: i32, before: i32) -> Result<Option<[Delivery; 2]>> {
+    let sql = format!(
+        "-- labkey.split
+        WITH first AS (
+            UPDATE labkey_deliveries SET last_ordinal = $2 - 1, rows = $3 WHERE id = $1 AND state = 'pending'
+            RETURNING dataset, submission_id, record_prefix)
+        INSERT INTO labkey_deliveries
+            (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows)
+        SELECT dataset, submission_id, record_prefix, $2, $4, $5 FROM first RETURNING {WORK}"
+    );
+    let second: Option<Delivery> = sqlx::query_as(AssertSqlSafe(sql))
+        .bind(delivery.id)
+        .bind(middle)
+        .bind(before)
+        .bind(delivery.last_ordinal)
+        .bind(delivery.rows - before)
+        .fetch_optional(pool)
+        .await?;
+    let first = Delivery { last_ordinal: middle - 1, rows: before, ..delivery.clone() };
+    Ok(second.map(|second| [first, second]))
+}
+
+/// The ordinal of the row of a delivery that has `before` of its rows before it.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn ordinal_at(pool: &PgPool, dataset: &Dataset, delivery: &Delivery, before: i32) -> Result<Option<i32>> {
+    let sql = format!(
+        "-- labkey.ordinal_at
+        SELECT ordinal FROM {} WHERE submission_id = $1 AND ordinal BETWEEN $2 AND $3 ORDER BY ordinal OFFSET $4 LIMIT 1",
+        sql::quoted(&dataset.table)
+    );
+    let found = sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(delivery.submission_id)
+        .bind(delivery.first_ordinal)
+        .bind(delivery.last_ordinal)
+        .bind(i64::from(before));
+    Ok(found.fetch_optional(pool).await?)
+}
+
+/// Takes in hand what an earlier sync left: whatever was in flight is unknown now. The caller is the only sync of the
+/// dataset.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn take_over(pool: &PgPool, dataset: &str, holder: &str) -> Result<u64> {
+    let taken = sqlx::query(
+        "-- labkey.take_over
+        UPDATE labkey_deliveries SET state = 'unknown', holder = $2
+        WHERE dataset = $1 AND state IN ('in_flight', 'unknown') AND holder IS DISTINCT FROM $2",
+    );
+    Ok(taken.bind(dataset).bind(holder).execute(pool).await?.rows_affected())
+}
+
+/// Completed deliveries of which an earlier request may still arrive.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn doubted(pool: &PgPool, dataset: &str, after: i64, limit: i64) -> Result<Vec<Delivery>> {
+    let sql = format!(
+        "-- labkey.doubted
+        SELECT {WORK} FROM labkey_deliveries
+        WHERE dataset = $1 AND id > $2 AND doubted_until IS NOT NULL AND state = 'completed' AND withdrawn_at IS NULL
+        ORDER BY id LIMIT $3"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(dataset).bind(after).bind(limit).fetch_all(pool).await?)
+}
+
+/// Ends the doubt about deliveries that were looked for, if their time is over.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn trust(pool: &PgPool, ids: &[i64]) -> Result<()> {
+    let sql = "-- labkey.trust
+        UPDATE labkey_deliveries SET doubted_until = NULL WHERE id = ANY($1) AND doubted_until < now()";
+    sqlx::query(sql).bind(ids).execute(pool).await?;
+    Ok(())
+}
+
+impl Delivery {
+    /// The time since it was last sent.
+    #[must_use]
+    pub fn since_sent(&self) -> Duration {
+        Duration::try_from_secs_f64(self.age.unwrap_or(f64::MAX)).unwrap_or(Duration::MAX)
+    }
+
+    /// What its rows are called in LabKey, by the attempt that brought them.
+    pub fn delivery_keys(&self) -> impl Iterator<Item = String> {
+        (1..=self.attempts.max(1)).map(|attempt| format!("{}.{attempt}", self.key))
+    }
+
+    /// What they are called when the last attempt brought them.
+    #[must_use]
+    pub fn delivery_key(&self) -> String {
+        format!("{}.{}", self.key, self.attempts.max(1))
+    }
+
+    /// The keys of its rows in LabKey, and of any that may lie between.
+    pub fn record_keys(&self) -> impl Iterator<Item = String> {
+        (self.first_ordinal..=self.last_ordinal).map(|ordinal| format!("{}-{ordinal}", self.record_prefix))
+    }
+}

@@ -1,0 +1,185 @@
+//! The record of what was delivered to LabKey, and of what it refused.
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::Uri;
+use axum::http::header::LINK;
+use axum::response::{AppendHeaders, IntoResponse};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::Http;
+use super::problem::Problem;
+use crate::db::labkey::log::{self, Entry, Filter};
+use crate::error::{Error, Result};
+
+/// A range of rows on its way to LabKey.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = Delivery)]
+pub struct DeliveryBody {
+    /// Grows with time.
+    #[schema(example = 42)]
+    delivery_id: i64,
+    /// Its name in LabKey: what the column `DeliveryKey` begins with, before a point and the attempt; also in LabKey's
+    /// audit log.
+    delivery_key: Uuid,
+    /// The dataset's name.
+    #[schema(example = "gottcha2")]
+    dataset: String,
+    /// Whose rows.
+    #[schema(example = 17)]
+    submission_id: i64,
+    /// The submission's key; none when it was removed.
+    submission_key: Option<String>,
+    /// The sample that all rows of the submission share.
+    sample_id: Option<String>,
+    /// The first row, counted from 1 within the submission.
+    #[schema(example = 1, minimum = 1)]
+    first_ordinal: i32,
+    /// The last row.
+    #[schema(example = 1000, minimum = 1)]
+    last_ordinal: i32,
+    /// Its rows.
+    #[schema(example = 1000, minimum = 1)]
+    rows: i32,
+    /// `pending`, `in_flight`, `unknown`, `completed` or `failed`.
+    #[schema(example = "completed")]
+    state: String,
+    /// How often it was sent.
+    #[schema(example = 1, minimum = 0)]
+    attempts: i32,
+    /// LabKey's transaction.
+    #[schema(example = "9931")]
+    transaction_id: Option<String>,
+    /// The size of the request that carried it, perhaps together with others.
+    request_bytes: Option<i64>,
+    /// LabKey's own words: why it refused the rows, or why they cannot be removed.
+    error: Option<String>,
+    /// When it was made.
+    created_at: DateTime<Utc>,
+    /// When it was last sent.
+    sent_at: Option<DateTime<Utc>>,
+    /// When it was completed or refused.
+    finished_at: Option<DateTime<Utc>>,
+    /// When its submission was removed or replaced here.
+    withdrawn_at: Option<DateTime<Utc>>,
+    /// Since when LabKey has its rows no more.
+    removed_at: Option<DateTime<Utc>>,
+}
+
+impl From<Entry> for DeliveryBody {
+    fn from(entry: Entry) -> Self {
+        Self {
+            delivery_id: entry.id,
+            delivery_key: entry.key,
+            dataset: entry.dataset,
+            submission_id: entry.submission_id,
+            submission_key: entry.submission_key,
+            sample_id: entry.sample_id,
+            first_ordinal: entry.first_ordinal,
+            last_ordinal: entry.last_ordinal,
+            rows: entry.rows,
+            state: entry.state,
+            attempts: entry.attempts,
+            transaction_id: entry.transaction_id,
+            request_bytes: entry.request_bytes,
+            error: entry.error,
+            created_at: entry.created_at,
+            sent_at: entry.sent_at,
+            finished_at: entry.finished_at,
+            withdrawn_at: entry.withdrawn_at,
+            removed_at: entry.removed_at,
+        }
+    }
+}
+
+/// Which deliveries are wanted.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Of that dataset.
+    dataset: Option<String>,
+    /// In that state: `pending`, `in_flight`, `unknown`, `completed` or `failed`.
+    state: Option<String>,
+    /// Of that submission.
+    submission_id: Option<i64>,
+    /// At most so many, 100 unless told.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<i64>,
+    /// Where the page before ended: the `delivery_id` of its last entry. The `Link` header has the whole address.
+    cursor: Option<i64>,
+}
+
+/// Which refused rows are wanted.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct FailureQuery {
+    /// Of that dataset.
+    dataset: Option<String>,
+    /// At most so many, 100 unless told.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<i64>,
+    /// Where the page before ended: the `delivery_id` of its last entry. The `Link` header has the whole address.
+    cursor: Option<i64>,
+}
+
+/// Lists deliveries, newest first: the record of what was sent when, and of LabKey's transactions.
+#[utoipa::path(get, path = "/labkey/deliveries", operation_id = "list_labkey_deliveries", tag = "labkey",
+    params(ListQuery),
+    responses((status = 200, description = "A page of deliveries", body = Vec<DeliveryBody>,
+        headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
+pub async fn list_deliveries(
+    State(http): State<Http>,
+    uri: Uri,
+    Query(query): Query<ListQuery>,
+) -> Result<impl IntoResponse, Problem> {
+    let known = ["pending", "in_flight", "unknown", "completed", "failed"];
+    if query.state.as_deref().is_some_and(|state| !known.contains(&state)) {
+        return Err(Error::parameter("state", format!("must be one of {}", known.join(", "))).into());
+    }
+    let filter = Filter {
+        dataset: query.dataset,
+        state: query.state,
+        submission: query.submission_id,
+        before: query.cursor,
+        limit: query.limit.unwrap_or(100),
+    };
+    page(&http, &uri, filter).await
+}
+
+/// Lists what LabKey refused, newest first: each row alone, with LabKey's own reason.
+#[utoipa::path(get, path = "/labkey/failures", operation_id = "list_labkey_failures", tag = "labkey",
+    params(FailureQuery),
+    responses((status = 200, description = "A page of refused rows", body = Vec<DeliveryBody>,
+        headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
+pub async fn list_failures(
+    State(http): State<Http>,
+    uri: Uri,
+    Query(query): Query<FailureQuery>,
+) -> Result<impl IntoResponse, Problem> {
+    let filter = Filter {
+        dataset: query.dataset,
+        state: Some("failed".to_owned()),
+        submission: None,
+        before: query.cursor,
+        limit: query.limit.unwrap_or(100),
+    };
+    page(&http, &uri, filter).await
+}
+
+async fn page(http: &Http, uri: &Uri, filter: Filter) -> Result<impl IntoResponse + use<>, Problem> {
+    if !(1..=1000).contains(&filter.limit) {
+        return Err(Error::parameter("limit", "must be between 1 and 1000").into());
+    }
+    if let Some(name) = &filter.dataset {
+        super::datasets::find(http, name)?;
+    }
+    let found = log::list(&http.app.pool, &filter).await?;
+    let full = i64::try_from(found.len()).is_ok_and(|count| count == filter.limit);
+    let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(uri, last.id)));
+    let page: Vec<DeliveryBody> = found.into_iter().map(DeliveryBody::from).collect();
+    Ok((AppendHeaders(next), Json(page)))
+}

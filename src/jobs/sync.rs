@@ -1,0 +1,63 @@
+//! The job that delivers what is pending of one dataset to LabKey.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use chrono::Utc;
+
+use crate::app::App;
+use crate::db::jobs::{self, Lease};
+use crate::db::labkey as deliveries;
+use crate::error::{Error, Result};
+use crate::labkey::{Labkey, sync};
+use crate::telemetry;
+
+/// Delivers; false when the job had become somebody else's.
+pub async fn run(app: &App, lease: &Lease, dataset: &str) -> Result<bool> {
+    let labkey = configured(app)?;
+    let (report, result) = sync::run(&app.pool, &labkey, labkey.list(dataset)?, lease).await;
+    let told = serde_json::to_value(&report)
+        .map_err(|error| Error::Internal(format!("a report cannot be stored: {error}")))?;
+    jobs::report(&app.pool, lease, &told).await?;
+    match &result {
+        Err(Error::Cancelled) => {}
+        Err(error) => {
+            telemetry::labkey_error(dataset, error.reason());
+            deliveries::record(&app.pool, dataset, Some((error.reason(), &error.to_string()))).await?;
+        }
+        Ok(()) => deliveries::record(&app.pool, dataset, None).await?,
+    }
+    tracing::info!(
+        dataset,
+        uploaded = report.uploaded,
+        failed = report.failed,
+        remaining = report.remaining,
+        reconciled = report.reconciled,
+        seconds = report.duration_seconds,
+        "LabKey sync ended"
+    );
+    result?;
+    jobs::complete(&mut *app.pool.acquire().await?, lease).await
+}
+
+/// The configured LabKey server.
+///
+/// # Errors
+/// When there is none.
+pub fn configured(app: &App) -> Result<Arc<Labkey>> {
+    let reason = "LabKey is not configured: set labkey.server_url, labkey.project_path and labkey.api_key";
+    app.labkey.clone().ok_or_else(|| Error::Conflict(reason.into()))
+}
+
+/// Tells metrics what waits for LabKey; nothing while the database is away.
+pub async fn measure(app: &App) {
+    let Some(labkey) = app.labkey.as_ref().filter(|_| app.is_ready.load(Ordering::Acquire)) else { return };
+    telemetry::labkey_paused(labkey.client.is_paused());
+    for list in &labkey.lists {
+        let dataset = &list.dataset.name;
+        let Ok(stats) = deliveries::stats(&app.pool, dataset, labkey.since).await else { return };
+        let age = stats.oldest_pending.map_or(0, |oldest| (Utc::now() - oldest).num_seconds());
+        let age = f64::from(u32::try_from(age).unwrap_or_default());
+        telemetry::labkey_waiting(dataset, stats.pending, stats.failed, age);
+    }
+}

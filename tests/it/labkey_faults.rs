@@ -1,0 +1,411 @@
+//! What goes wrong between the service and LabKey, and what becomes of the rows then: once, or named.
+
+use std::time::{Duration, Instant};
+
+use nvd_support_car::labkey::Labkey;
+use serde_json::{Value, json};
+
+use crate::app::{RECORD, TestApp, eventually};
+use crate::labkey::{LIST, holds_once, inserting, lab, merging, records, sync};
+use crate::labkey_server::{Fault, Kind, LabKeyServer, List, Permission};
+
+/// Requests of an action so far.
+fn asked(labkey: &LabKeyServer, action: &str) -> usize {
+    labkey.seen().iter().filter(|seen| seen.action == action).count()
+}
+
+#[tokio::test]
+async fn an_insert_whose_answer_is_lost_is_looked_up_and_not_repeated() {
+    for fault in [Fault::DropAfter, Fault::Truncate] {
+        let (labkey, app) = lab(inserting(), &[]).await;
+        app.store("/ingest-gottcha2", records("S1", 20)).await;
+        labkey.inject("query-insertRows", fault.clone());
+        let report = sync(&app).await;
+        assert_eq!((&report["uploaded"], &report["remaining"]), (&json!(20), &json!(0)), "{fault:?} {report}");
+        assert_eq!(report["datasets"][0]["reconciled"], 1, "{report}");
+        assert_eq!(asked(&labkey, "query-insertRows"), 1, "{fault:?}");
+        holds_once(&labkey, 20);
+    }
+}
+
+#[tokio::test]
+async fn an_insert_that_never_arrived_is_sent_again_after_a_look() {
+    for fault in [Fault::Drop, Fault::Error, Fault::Unavailable(None)] {
+        let (labkey, app) = lab(inserting(), &[]).await;
+        app.store("/ingest-gottcha2", records("S1", 20)).await;
+        labkey.inject("query-insertRows", fault.clone());
+        assert_eq!(sync(&app).await["uploaded"], 20, "{fault:?}");
+        assert_eq!(asked(&labkey, "query-insertRows"), 2, "{fault:?}");
+        assert!(asked(&labkey, "query-getQuery") > 0, "{fault:?}");
+        holds_once(&labkey, 20);
+    }
+}
+
+#[tokio::test]
+async fn an_insert_that_labkey_ends_only_after_we_gave_up_waiting_is_not_repeated() {
+    let more = [("labkey.request_timeout", "300ms"), ("labkey.settle", "3s")];
+    let (labkey, app) = lab(inserting(), &more).await;
+    app.store("/ingest-gottcha2", records("S1", 20)).await;
+    labkey.inject("query-insertRows", Fault::DelayBefore(Duration::from_millis(1200)));
+    assert_eq!(sync(&app).await["uploaded"], 20);
+    assert_eq!(asked(&labkey, "query-insertRows"), 1);
+    holds_once(&labkey, 20);
+}
+
+#[tokio::test]
+async fn an_insert_that_arrives_after_it_was_given_up_for_lost_and_repeated_leaves_again() {
+    let (labkey, app) = lab(inserting(), &[("labkey.request_timeout", "300ms")]).await;
+    app.store("/ingest-gottcha2", records("S1", 20)).await;
+    labkey.inject("query-insertRows", Fault::DelayBefore(Duration::from_millis(2000)));
+    assert_eq!(sync(&app).await["uploaded"], 20);
+    eventually("the rows are there twice", async || labkey.rows(LIST).len() == 40).await;
+    let report = sync(&app).await;
+    assert_eq!((&report["datasets"][0]["removed"], &report["remaining"]), (&json!(20), &json!(0)), "{report}");
+    holds_once(&labkey, 20);
+    assert_eq!(labkey.counts(LIST, "DeliveryKey").len(), 1);
+}
+
+#[tokio::test]
+async fn a_merge_whose_end_is_unknown_is_merged_again() {
+    for fault in [Fault::Drop, Fault::DropAfter, Fault::Truncate, Fault::Error, Fault::Unavailable(Some(1))] {
+        let (labkey, app) = lab(merging(), &[]).await;
+        app.store("/ingest-gottcha2", records("S1", 20)).await;
+        labkey.inject("query-import", fault.clone());
+        assert_eq!(sync(&app).await["uploaded"], 20, "{fault:?}");
+        holds_once(&labkey, 20);
+    }
+}
+
+#[tokio::test]
+async fn a_refused_security_context_is_established_again_once() {
+    let (labkey, app) = lab(inserting(), &[]).await;
+    app.store("/ingest-gottcha2", records("S1", 2)).await;
+    labkey.inject("query-insertRows", Fault::Csrf);
+    assert_eq!(sync(&app).await["uploaded"], 2);
+    app.store("/ingest-gottcha2", records("S2", 2)).await;
+    labkey.inject("query-insertRows", Fault::Csrf);
+    labkey.inject("query-insertRows", Fault::Csrf);
+    let report = sync(&app).await;
+    assert!(report["errors"][0].as_str().expect("error").contains("security context"), "{report}");
+    assert_eq!(report["remaining"], 2);
+    assert_eq!(sync(&app).await["uploaded"], 2);
+    holds_once(&labkey, 4);
+}
+
+#[tokio::test]
+async fn a_server_that_is_starting_is_waited_for() {
+    let (labkey, app) = lab(inserting(), &[]).await;
+    app.store("/ingest-gottcha2", records("S1", 2)).await;
+    labkey.inject("login-whoami", Fault::NotReady);
+    labkey.inject("query-insertRows", Fault::NotReady);
+    assert_eq!(sync(&app).await["uploaded"], 2);
+    holds_once(&labkey, 2);
+}
+
+#[tokio::test]
+async fn a_poison_row_among_ten_thousand_fails_alone_with_labkeys_reason() {
+    for list in [inserting(), merging()] {
+        let (labkey, app) = lab(list, &[]).await;
+        let mut lines: Vec<String> = records("S1", 10_000).lines().map(str::to_owned).collect();
+        lines[5_432] = lines[5_432].replace("Orthoebolavirus zairense", &"x".repeat(5000));
+        app.store("/ingest-gottcha2", lines.join("\n")).await;
+        let report = sync(&app).await;
+        assert_eq!((&report["uploaded"], &report["failed"]), (&json!(9_999), &json!(1)), "{report}");
+        assert_eq!(report["remaining"], 0);
+        holds_once(&labkey, 9_999);
+        let failures = app.get("/labkey/failures?dataset=gottcha2").await;
+        assert_eq!(failures.as_array().expect("page").len(), 1);
+        let failure = &failures[0];
+        assert_eq!((&failure["first_ordinal"], &failure["last_ordinal"]), (&json!(5_433), &json!(5_433)));
+        assert!(failure["error"].as_str().expect("reason").contains("too long for column 'Taxonomy'"), "{failure}");
+        assert_eq!(sync(&app).await["failed"], 0, "it is not tried again by itself");
+        let status = "SELECT labkey_upload_status FROM gottcha2_full_labkey WHERE ordinal = 5433";
+        assert_eq!(app.scalar::<String>(status).await, "failed");
+    }
+}
+
+#[tokio::test]
+async fn what_was_refused_is_delivered_once_the_reason_is_gone_and_somebody_asks() {
+    let list = List::auto(LIST).column("DeliveryKey", Kind::Text).column("RecordKey", Kind::Text);
+    let list = crate::labkey::columns(list).required("Approved", Kind::Text);
+    let (labkey, app) = lab(list, &[]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let report = sync(&app).await;
+    assert!(report["errors"][0].as_str().expect("error").contains("`Approved` needs a value"), "{report}");
+    labkey.add(inserting());
+    app.store("/ingest-gottcha2", RECORD.replace("Orthoebolavirus zairense", &"x".repeat(5000))).await;
+    assert_eq!(sync(&app).await["failed"], 1);
+    let retry = async |request: Value| -> Value {
+        let answer = app.request("POST", "/labkey/retry").json(&request).send().await.expect("answer");
+        answer.json().await.expect("JSON")
+    };
+    assert_eq!(retry(json!({"reason": "no such reason"})).await["rows"], 0);
+    assert_eq!(retry(json!({"dataset": "gottcha2", "reason": "too long"})).await["rows"], 1);
+    sqlx::query("UPDATE gottcha2_full SET name = 'short' WHERE length(name) > 4000")
+        .execute(&app.pool)
+        .await
+        .expect("update");
+    assert_eq!(sync(&app).await["uploaded"], 1);
+    holds_once(&labkey, 2);
+    assert_eq!(app.get("/labkey/failures").await, json!([]));
+}
+
+#[tokio::test]
+async fn a_renamed_column_stops_the_sync_before_its_first_row_and_is_named() {
+    for list in [inserting(), merging()] {
+        let (labkey, app) = lab(list, &[]).await;
+        labkey.change(LIST, |list| list.rename("TaxonomyId", "TaxId"));
+        app.store("/ingest-gottcha2", RECORD).await;
+        let report = sync(&app).await;
+        assert!(report["errors"][0].as_str().expect("error").contains("no column `TaxonomyId`"), "{report}");
+        assert_eq!((&report["remaining"], &report["failed"]), (&json!(1), &json!(0)));
+        assert!(labkey.rows(LIST).is_empty());
+        let status = app.get("/labkey/status").await;
+        let own = |status: &Value| {
+            let lists = status["lists"].as_array().expect("lists");
+            lists.iter().find(|list| list["dataset"] == "gottcha2").expect("list").clone()
+        };
+        assert_eq!(status["connected"], true);
+        assert!(own(&status)["problems"][0].as_str().expect("problem").contains("`TaxonomyId`"), "{status}");
+        assert!(own(&status)["last_error"].as_str().expect("error").contains("`TaxonomyId`"), "{status}");
+        labkey.change(LIST, |list| list.rename("TaxId", "TaxonomyId"));
+        assert_eq!(sync(&app).await["uploaded"], 1);
+        assert_eq!(own(&app.get("/labkey/status").await)["problems"], json!([]));
+    }
+}
+
+#[tokio::test]
+async fn a_taxon_id_that_would_have_to_be_an_integer_stops_the_sync() {
+    let list = List::auto(LIST).column("DeliveryKey", Kind::Text).column("TaxonomyId", Kind::Integer);
+    let list = ["SampleId", "RunId", "Rollup", "Taxonomy", "UploadedBy"]
+        .iter()
+        .fold(list, |list, name| list.column(name, Kind::Text));
+    let list = ["LinearLength", "TotalBpMapped"].iter().fold(list, |list, name| list.column(name, Kind::Integer));
+    let list = list.column("Abundance", Kind::Number).column("DoC", Kind::Integer);
+    let (labkey, app) = lab(list.column("AnalysisDate", Kind::Time).column("UploadTimestamp", Kind::Time), &[]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let report = sync(&app).await;
+    let error = report["errors"][0].as_str().expect("error");
+    assert!(error.contains("`TaxonomyId` is of type Integer, and the values are text"), "{report}");
+    assert!(error.contains("`DoC`"), "{report}");
+    assert!(labkey.rows(LIST).is_empty());
+    let status = app.get("/labkey/status").await;
+    let list =
+        status["lists"].as_array().expect("lists").iter().find(|list| list["dataset"] == "gottcha2").expect("list");
+    assert!(list["warnings"][0].as_str().expect("warning").contains("32-bit"), "{status}");
+}
+
+#[tokio::test]
+async fn a_revoked_key_pauses_and_delivery_goes_on_when_it_is_restored() {
+    let (labkey, app) = lab(inserting(), &[("labkey.batch_size", "10")]).await;
+    app.store("/ingest-gottcha2", records("S1", 100)).await;
+    labkey.revoke();
+    let report = sync(&app).await;
+    assert_eq!((&report["remaining"], &report["failed"]), (&json!(100), &json!(0)), "{report}");
+    let status = app.get("/labkey/status").await;
+    assert_eq!((&status["connected"], &status["reason"]), (&json!(false), &json!("authentication")), "{status}");
+    assert!(status["problem"].as_str().expect("problem").contains("did not match"), "{status}");
+    labkey.restore();
+    // And once more in the middle.
+    labkey.inject("query-insertRows", Fault::Delay(Duration::from_millis(1)));
+    labkey.inject("query-insertRows", Fault::BadKey);
+    let report = sync(&app).await;
+    assert_eq!(report["failed"], 0);
+    assert!(report["remaining"].as_i64().expect("rows") > 0, "{report}");
+    assert_eq!(sync(&app).await["remaining"], 0);
+    holds_once(&labkey, 100);
+}
+
+#[tokio::test]
+async fn a_missing_permission_fails_no_row() {
+    for list in [inserting(), merging()] {
+        let (labkey, app) = lab(list, &[]).await;
+        app.store("/ingest-gottcha2", RECORD).await;
+        labkey.permit(&[Permission::Read]);
+        let report = sync(&app).await;
+        assert!(report["errors"][0].as_str().expect("error").contains("may not change"), "{report}");
+        assert_eq!((&report["remaining"], &report["failed"]), (&json!(1), &json!(0)));
+        labkey.permit(&[Permission::Read, Permission::Insert, Permission::Update]);
+        assert_eq!(sync(&app).await["uploaded"], 1);
+    }
+}
+
+#[tokio::test]
+async fn a_permission_that_only_the_import_misses_is_no_fault_of_the_rows() {
+    let (labkey, app) = lab(merging(), &[]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    labkey.permit(&[Permission::Read, Permission::Insert]);
+    let report = sync(&app).await;
+    assert!(report["errors"][0].as_str().expect("error").contains("permission to update"), "{report}");
+    assert_eq!((&report["remaining"], &report["failed"]), (&json!(1), &json!(0)));
+}
+
+#[tokio::test]
+async fn a_dead_server_is_asked_now_and_then_and_not_once_a_row() {
+    let more = [("labkey.batch_size", "10"), ("labkey.patience", "300ms"), ("labkey.pause", "2s")];
+    let (labkey, app) = lab(inserting(), &more).await;
+    app.store("/ingest-gottcha2", records("S1", 500)).await;
+    labkey.inject_with(|_| Some(Fault::Drop));
+    app.request("POST", "/labkey/sync?dataset=gottcha2").send().await.expect("answer");
+    eventually("the breaker opens", async || app.get("/labkey/status").await["breaker"] == "open").await;
+    let before = labkey.seen().len();
+    assert!(before < 20, "{before} requests");
+    let watched = Instant::now();
+    while watched.elapsed() < Duration::from_secs(4) {
+        app.get("/labkey/status").await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let more = labkey.seen().len() - before;
+    assert!((1..=4).contains(&more), "{more} requests in four seconds");
+    labkey.inject_with(|_| None);
+    eventually("the server is found again", async || app.get("/labkey/status").await["connected"] == true).await;
+    eventually("the rows are there", async || {
+        sync(&app).await;
+        app.get("/labkey/stats").await["pending_count"] == 0
+    })
+    .await;
+    holds_once(&labkey, 500);
+}
+
+#[tokio::test]
+async fn a_worker_that_vanished_in_the_middle_leaves_nothing_twice_and_nothing_out() {
+    let (labkey, app) = lab(inserting(), &[("labkey.batch_size", "10"), ("labkey.requests", "1")]).await;
+    app.store("/ingest-gottcha2", records("S1", 50)).await;
+    sync(&app).await;
+    // As a killed process would leave them: some that LabKey has, and one that it has not.
+    let gone = "DELETE FROM labkey_deliveries WHERE id IN (SELECT max(id) FROM labkey_deliveries)";
+    sqlx::query(gone).execute(&app.pool).await.expect("delete");
+    let in_flight = "UPDATE labkey_deliveries SET state = 'in_flight', holder = 'a dead process', sent_at = now()";
+    sqlx::query(in_flight).execute(&app.pool).await.expect("update");
+    let lost = "INSERT INTO labkey_deliveries (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows, state, holder)
+        SELECT dataset, submission_id, record_prefix, 41, 50, 10, 'in_flight', 'a dead process' FROM labkey_deliveries LIMIT 1";
+    sqlx::query(lost).execute(&app.pool).await.expect("insert");
+    // LabKey has never got the rows of the delivery that was lost.
+    labkey.change(LIST, |list| list.truncate(40));
+    let report = sync(&app).await;
+    assert_eq!((&report["remaining"], &report["failed"]), (&json!(0), &json!(0)), "{report}");
+    assert_eq!(report["datasets"][0]["reconciled"], 5, "{report}");
+    holds_once(&labkey, 50);
+}
+
+#[tokio::test]
+async fn a_delivery_that_somebody_has_changed_in_labkey_is_named_and_not_sent_twice() {
+    let (labkey, app) = lab(inserting(), &[]).await;
+    app.store("/ingest-gottcha2", records("S1", 5)).await;
+    sync(&app).await;
+    labkey.change(LIST, |list| list.truncate(3));
+    sqlx::query("UPDATE labkey_deliveries SET state = 'unknown'").execute(&app.pool).await.expect("update");
+    let report = sync(&app).await;
+    assert!(report["errors"][0].as_str().expect("error").contains("holds 3 of the 5 rows"), "{report}");
+    assert_eq!(labkey.rows(LIST).len(), 3);
+}
+
+#[tokio::test]
+async fn rows_that_somebody_has_deleted_here_by_hand_hold_up_no_others() {
+    let (labkey, app) = lab(inserting(), &[]).await;
+    app.store("/ingest-gottcha2", records("S1", 5)).await;
+    app.store("/ingest-gottcha2", records("S2", 5)).await;
+    sync(&app).await;
+    sqlx::query("UPDATE labkey_deliveries SET state = 'pending'").execute(&app.pool).await.expect("update");
+    labkey.change(LIST, List::clear);
+    sqlx::query("DELETE FROM gottcha2_full WHERE sample_id = 'S1' AND ordinal > 3")
+        .execute(&app.pool)
+        .await
+        .expect("delete");
+    let report = sync(&app).await;
+    assert_eq!(
+        (&report["uploaded"], &report["failed"], &report["remaining"]),
+        (&json!(5), &json!(5), &json!(0)),
+        "{report}"
+    );
+    assert!(report["errors"][0].as_str().expect("error").contains("missing"), "{report}");
+}
+
+#[tokio::test]
+async fn a_sync_can_be_stopped_and_goes_on_later() {
+    let more = [("labkey.batch_size", "10"), ("labkey.requests", "1"), ("labkey.sync_wait", "100ms")];
+    let (labkey, app) = lab(inserting(), &more).await;
+    app.store("/ingest-gottcha2", records("S1", 1000)).await;
+    labkey.inject_with(|seen| (seen.action == "query-insertRows").then_some(Fault::Delay(Duration::from_millis(30))));
+    let answer = app.request("POST", "/labkey/sync?dataset=gottcha2").send().await.expect("answer");
+    assert_eq!(answer.status(), 202);
+    let job: Value = answer.json().await.expect("JSON");
+    let job = job["job_id"].as_str().expect("job").to_owned();
+    eventually("rows are on their way", async || {
+        app.get(&format!("/jobs/{job}")).await["progress"]["rows"].as_i64().unwrap_or_default() > 0
+    })
+    .await;
+    let same: Value =
+        app.request("POST", "/labkey/sync?dataset=gottcha2").send().await.expect("answer").json().await.expect("JSON");
+    assert_eq!(same["job_id"], job.as_str(), "one sync of a dataset at a time");
+    let cancel = app.request("POST", &format!("/jobs/{job}/cancel")).send().await.expect("answer");
+    assert_eq!(cancel.status(), 202);
+    let ended = app.finished(&job).await;
+    assert_eq!(ended["status"], "cancelled", "{ended}");
+    let uploaded = ended["report"]["uploaded"].as_i64().expect("rows");
+    assert!((1..1000).contains(&uploaded), "{ended}");
+    labkey.inject_with(|_| None);
+    eventually("the rest is there", async || {
+        app.request("POST", "/labkey/sync?dataset=gottcha2").send().await.expect("answer");
+        app.get("/labkey/stats").await["pending_count"] == 0
+    })
+    .await;
+    holds_once(&labkey, 1000);
+}
+
+#[tokio::test]
+async fn a_submission_that_is_removed_while_its_rows_are_on_their_way_leaves_labkey_too() {
+    let (labkey, app) = lab(inserting(), &[("labkey.sync_wait", "100ms")]).await;
+    let receipt = app.store("/ingest-gottcha2", records("S1", 10)).await;
+    labkey.inject("query-insertRows", Fault::DelayBefore(Duration::from_millis(800)));
+    let sent = app.request("POST", "/labkey/sync?dataset=gottcha2").send().await.expect("answer");
+    assert_eq!(sent.status(), 202);
+    eventually("the rows are on their way", async || asked(&labkey, "query-insertRows") == 1).await;
+    let path = format!("/submissions/{}", receipt["submission_id"]);
+    assert_eq!(app.request("DELETE", &path).send().await.expect("answer").status(), 204);
+    eventually("labkey has them no more", async || {
+        app.scalar::<i64>("SELECT count(*) FROM labkey_deliveries WHERE removed_at IS NOT NULL").await == 1
+    })
+    .await;
+    assert!(labkey.rows(LIST).is_empty());
+}
+
+#[tokio::test]
+async fn wide_rows_are_sent_in_requests_of_bounded_size() {
+    let (labkey, app) = lab(inserting(), &[("labkey.batch_bytes", "64KiB")]).await;
+    let wide = RECORD.replace("Orthoebolavirus zairense", &"y".repeat(3000));
+    app.store("/ingest-gottcha2", format!("{wide}\n").repeat(100)).await;
+    assert_eq!(sync(&app).await["uploaded"], 100);
+    let largest = labkey.seen().iter().map(|seen| seen.body.len()).max().expect("requests");
+    assert!(largest < 68 * 1024, "{largest} bytes");
+    holds_once(&labkey, 100);
+}
+
+#[tokio::test]
+async fn secrets_are_printed_nowhere() {
+    let (labkey, app) = lab(inserting(), &[("labkey.api_key", "apikey|do-not-print")]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let report = sync(&app).await;
+    assert!(report["errors"][0].as_str().expect("error").contains("did not match"), "{report}");
+    let opened = Labkey::open(&app.app.config.labkey, &app.app.datasets).expect("labkey").expect("configured");
+    let failure = opened.client.whoami().await.expect_err("refused");
+    let status = app.get("/labkey/status").await.to_string();
+    let config = format!("{:?}", app.app.config.labkey);
+    for text in [format!("{failure:?} {failure}"), report.to_string(), status, config] {
+        assert!(!text.contains("do-not-print"), "{text}");
+    }
+    assert!(labkey.seen().iter().any(|seen| seen.headers["apikey"] == "apikey|do-not-print"));
+}
+
+#[tokio::test]
+async fn a_page_for_people_is_not_taken_for_labkey() {
+    let page = axum::Router::new().fallback(async || axum::response::Html("<html>Welcome</html>"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    tokio::spawn(async move { axum::serve(listener, page).await.expect("serve") });
+    let app = TestApp::with(&crate::labkey::settings(&url)).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let report = sync(&app).await;
+    assert!(report["errors"][0].as_str().expect("error").contains("no LabKey server"), "{report}");
+    assert_eq!(report["remaining"], 1);
+}
