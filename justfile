@@ -32,6 +32,10 @@ openapi:
     cargo run --quiet -- openapi > target/openapi.json
     mv target/openapi.json tests/data/openapi.json
 
+# Generate a Python and a TypeScript client from the reviewed description: target/sdk/python, target/sdk/typescript.
+sdk:
+    sdk/generate
+
 # Build the container image.
 docker:
     docker build --tag nvd-support-car .

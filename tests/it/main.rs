@@ -18,6 +18,7 @@ mod proxy;
 mod readers;
 mod s3;
 mod schedules;
+mod sdk;
 mod send;
 mod submissions;
 mod system;
