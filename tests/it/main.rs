@@ -14,6 +14,7 @@ mod formats;
 mod ingest;
 mod openapi;
 mod process;
+mod prototype;
 mod proxy;
 mod readers;
 mod s3;
