@@ -36,6 +36,14 @@ openapi:
 sdk:
     sdk/generate
 
+# Build the programs to hand out, linked statically: target/dist/bin.
+dist:
+    .ci/dist
+
+# Prove that they need nothing else, in a chroot that holds nothing else; wants root.
+dist-check:
+    .ci/dist-check
+
 # Build the container image.
 docker:
     docker build --tag nvd-support-car .

@@ -4,12 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module, and the modules that it may name. What is not listed is ground that everybody may use.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("main", &["cli"]),
-    ("cli", &["serve", "http", "jobs", "export", "send", "app", "db", "dataset", "storage"]),
+    ("bin", &["cli"]),
+    ("cli", &["serve", "http", "jobs", "export", "import", "send", "app", "db", "dataset", "storage"]),
     ("serve", &["http", "jobs", "app", "db"]),
     ("http", &["jobs", "ingest", "export", "app", "db", "dataset", "storage"]),
     ("jobs", &["export", "app", "db", "dataset"]),
+    ("import", &["send", "dataset"]),
     ("send", &["ingest", "dataset"]),
     ("ingest", &["app", "db", "dataset"]),
     ("export", &["db", "dataset", "storage"]),

@@ -11,6 +11,7 @@ mod ephemeral;
 mod examples;
 mod exports;
 mod formats;
+mod import;
 mod ingest;
 mod openapi;
 mod process;
