@@ -1,7 +1,7 @@
 //! What is stored already: a line for each file, written when its receipt has arrived.
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
@@ -79,7 +79,10 @@ impl Journal {
             .create(true)
             .open(path)
             .map_err(|error| refuse(format!("cannot be opened: {error}")))?;
-        file.try_lock().map_err(|_| refuse("another import writes to it".to_owned()))?;
+        // Where files cannot be locked, nobody can tell.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            return Err(refuse("another import writes to it".to_owned()));
+        }
         let mut text = String::new();
         let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
         read.map_err(|error| refuse(format!("cannot be read: {error}")))?;

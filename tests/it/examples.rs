@@ -213,6 +213,27 @@ async fn the_url_that_htcondor_puts_to_stores_the_file_and_takes_repetitions() {
 }
 
 #[tokio::test]
+async fn libcurl_which_the_plugin_is_made_of_puts_a_large_file_and_is_refused_before_it_sends_one() {
+    let app = TestApp::start().await;
+    let folder = scratch();
+    let record = crate::app::RECORD.to_owned() + "\n";
+    std::fs::write(folder.path().join("large.jsonl"), record.repeat(30_000)).expect("write");
+    // Above a megabyte libcurl asks first, by `Expect: 100-continue`.
+    let put = |token: &str| {
+        let mut curl = program("curl", &folder);
+        curl.args(["--silent", "--show-error", "--fail-with-body", "--upload-file", "large.jsonl"]);
+        curl.args(["--header", &format!("Authorization: Bearer {token}"), "--write-out", "%{size_upload}"]);
+        curl.arg(format!("{}/ingest/gottcha2/cluster-1.jsonl", app.url));
+        curl
+    };
+    let said = text(&ends(&mut put(TOKEN), 0).await.stdout);
+    assert!(said.contains("\"rows\":30000") && said.ends_with(&(record.len() * 30_000).to_string()), "{said}");
+    let said = text(&ends(&mut put("wrong"), 22).await.stdout);
+    assert!(said.contains("\"status\":401"), "{said}");
+    assert_eq!(app.count("gottcha2_full").await, 30_000);
+}
+
+#[tokio::test]
 async fn fifty_jobs_that_deliver_by_put_over_a_failing_network_are_stored_once_though_ten_run_twice() {
     let app = TestApp::start().await;
     let mut turn = 0;

@@ -322,6 +322,26 @@ async fn a_server_that_restarts_meanwhile_gets_the_file_once() {
 }
 
 #[tokio::test]
+async fn a_service_that_nobody_vouches_for_is_not_sent_to_until_its_certificate_is_named() {
+    let sender = Sender::new().with("NVD_BEARER_TOKEN", "t");
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("certificate");
+    let certificate = sender.write("cert.pem", made.cert.pem());
+    let key = sender.write("key.pem", made.signing_key.serialize_pem());
+    let (_, database_url) = create_database().await;
+    let mut command = binary(sender.folder.path());
+    command.args(["serve", "--listen", "127.0.0.1:0"]).env("DATABASE_URL", &database_url).env("BEARER_TOKEN", "t");
+    let served = Served::start(command.env("CERT_PATH", &certificate).env("KEY_PATH", &key));
+    sender.write("a.jsonl", RECORD);
+    let started = Instant::now();
+    let (_, err) = sender.run(78, &["a.jsonl", "--url", &served.url, "--max-time", "1m"]).await;
+    assert!(err.contains("a.jsonl: the service is not trusted: ") && err.contains("SSL_CERT_FILE"), "{err}");
+    assert!(started.elapsed() < Duration::from_secs(30), "it was tried again");
+    let sender = sender.with("SSL_CERT_FILE", certificate.display().to_string());
+    let (out, _) = sender.run(0, &["a.jsonl", "--url", &served.url]).await;
+    assert!(out.contains("stored, 1 rows"), "{out}");
+}
+
+#[tokio::test]
 async fn a_service_that_asks_to_wait_is_not_asked_sooner() {
     let app = TestApp::start().await;
     let mut faults = [Fault::Unavailable, Fault::Unavailable].into_iter();
@@ -353,9 +373,9 @@ async fn a_lost_answer_is_told_as_already_there() {
 fn noise(random: &mut SmallRng, file: usize, rows: usize) -> String {
     let row = |random: &mut SmallRng| {
         RECORD
-            .replace("S1", &format!("S{file}"))
             .replace("513", &random.random_range(0..1_000_000).to_string())
             .replace("zairense", &format!("{:016x}", random.random::<u64>()))
+            .replace("S1", &format!("S{file}"))
     };
     (0..rows).map(|_| row(random) + "\n").collect()
 }
