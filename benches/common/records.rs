@@ -51,9 +51,11 @@ impl Records {
         let taxa = (0..TAXA).map(|index| taxon(&mut names, index)).collect();
         Self { random: SmallRng::seed_from_u64(u64::from(seed)), taxa, sample: seed * 1_000_000, left: 0 }
     }
+}
 
-    /// Appends one record of 21 fields and its line end, about 380 bytes.
-    pub fn write(&mut self, line: &mut String) {
+impl Lines for Records {
+    /// 21 fields, about 380 bytes.
+    fn write(&mut self, line: &mut String) {
         if self.left == 0 {
             self.sample += 1;
             self.left = self.random.random_range(SAMPLE_ROWS);
@@ -95,8 +97,14 @@ fn taxon(names: &mut SmallRng, index: usize) -> (String, String) {
     (format!("{} {index}", words.join(" ")), (10_000 + index * 7).to_string())
 }
 
+/// Records as JSONL.
+pub trait Lines {
+    /// Appends one record and its line end.
+    fn write(&mut self, line: &mut String);
+}
+
 /// Writes `rows` records as one gzip file, level 6.
-pub fn write_gzip(path: &Path, records: &mut Records, rows: u64) {
+pub fn write_gzip(path: &Path, records: &mut impl Lines, rows: u64) {
     let file = BufWriter::new(File::create(path).expect("a file for generated records"));
     let mut gzip = GzEncoder::new(file, Compression::new(6));
     let mut line = String::new();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nvd_support_car::db::embedded::{Cluster, Options};
 use reqwest::{Body, Client};
+use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgPool};
 
 const TOKEN: &str = "bench";
@@ -23,6 +24,11 @@ pub struct Service {
 
 impl Service {
     pub async fn start(folder: &Path) -> Self {
+        Self::with(folder, &[]).await
+    }
+
+    /// A service with these settings, `key=value`.
+    pub async fn with(folder: &Path, settings: &[String]) -> Self {
         let cluster = Cluster::start(Options::below(folder)).await.expect("PostgreSQL");
         let database_url = cluster.url("nvd");
         let port =
@@ -31,6 +37,7 @@ impl Service {
             .arg("--data-dir")
             .arg(folder)
             .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--set", "log.level=warn"])
+            .args(settings.iter().flat_map(|setting| ["--set", setting]))
             .env("DATABASE_URL", &database_url)
             .env("BEARER_TOKEN", TOKEN)
             .stdout(Stdio::null())
@@ -52,13 +59,35 @@ impl Service {
         service
     }
 
-    /// Sends a body under a key and waits for its receipt.
+    /// Sends a body of GOTTCHA2 records under a key and waits for its receipt.
     pub async fn put(&self, key: &str, body: Body) {
-        let request = self.client.put(format!("{}/ingest/gottcha2/{key}", self.url)).bearer_auth(TOKEN).body(body);
+        self.put_into("gottcha2", key, body).await;
+    }
+
+    /// Sends a body of that dataset under a key and waits for its receipt.
+    pub async fn put_into(&self, dataset: &str, key: &str, body: Body) {
+        let request = self.client.put(format!("{}/ingest/{dataset}/{key}", self.url)).bearer_auth(TOKEN).body(body);
         let answer = request.send().await.expect("answer");
         let status = answer.status();
         let text = answer.text().await.expect("receipt");
         assert!(status.is_success() && text.contains("\"replayed\":false"), "{status}: {text}");
+    }
+
+    /// Exports a dataset as the service does on request, and waits for the end.
+    pub async fn export(&self, dataset: &str) {
+        let body = serde_json::json!({ "table": dataset });
+        let request = self.client.post(format!("{}/exports/trigger", self.url)).bearer_auth(TOKEN).json(&body);
+        let job: Value = request.send().await.expect("answer").json().await.expect("job");
+        let url = format!("{}/jobs/{}", self.url, job["job_id"].as_str().expect("job_id"));
+        loop {
+            let job: Value =
+                self.client.get(&url).bearer_auth(TOKEN).send().await.expect("answer").json().await.expect("job");
+            match job["status"].as_str() {
+                Some("completed") => return,
+                Some("pending" | "running") => tokio::time::sleep(Duration::from_millis(100)).await,
+                _ => panic!("{job}"),
+            }
+        }
     }
 
     /// Runs one statement.

@@ -1,31 +1,47 @@
 //! Speed, memory and size of exports, as ratios against the tools that an analyst would use instead, in the same run.
 //!
-//! `cargo bench --bench export -- [--rows N] [--runs N] [--python FILE] [--pg2parquet FILE]`, on an idle machine. Peers
-//! that are named are run: a Python with `duckdb` and `duckdb-extension-postgres-scanner` (and, for the slow ones,
-//! `pandas` and `pyarrow`), and pg2parquet. Each writes all columns of the same table as Parquet with Zstd 3; DuckDB
-//! then verifies every file against PostgreSQL: the number of rows, and the sums of columns. Prints a Markdown table.
+//! `cargo bench --bench export -- [--dataset gottcha2|stast] [--rows N] [--runs N] [--python FILE] [--pg2parquet FILE]
+//! [--peers duckdb,polars,pandas,pg2parquet,sketch]`, on an idle machine. Peers that are named (all, if not) and can be
+//! found are run: `--python` has `duckdb` and `duckdb-extension-postgres-scanner`, `polars` and
+//! `adbc-driver-postgresql`, `pandas`, `sqlalchemy`, `psycopg2` and `pyarrow`. Each writes all columns of the same table
+//! as Parquet with Zstd 3; DuckDB then verifies every file against PostgreSQL: the number of rows, and the sums of
+//! columns. Prints a Markdown table; then the memory of the service above idle while it exports to disk and to S3, and
+//! how long DuckDB looks for single rows in our file.
 
 #![expect(dead_code, reason = "what benchmarks share, each uses in part")]
 
+mod contenders;
+#[path = "../common/hits.rs"]
+mod hits;
 #[path = "../common/records.rs"]
 mod records;
+mod s3;
 #[path = "../common/service.rs"]
 mod service;
+mod sketch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use contenders::{Contender, SKETCH};
+use hits::Hits;
 use records::{Records, write_gzip};
 use service::{Service, stream};
+use sqlx::AssertSqlSafe;
+
+/// Rows of one upload that fills the table.
+const UPLOAD: u64 = 1_000_000;
 
 /// What to measure.
-struct Plan {
+pub struct Plan {
+    dataset: String,
     rows: u64,
     runs: usize,
     python: Option<String>,
     pg2parquet: Option<String>,
+    peers: Option<String>,
     folder: PathBuf,
 }
 
@@ -38,27 +54,47 @@ impl Plan {
         };
         let number = |name: &str, default: u64| value(name).map_or(default, |text| text.parse().expect(name));
         Self {
+            dataset: value("--dataset").unwrap_or_else(|| "gottcha2".into()),
             rows: number("--rows", 2_000_000),
             runs: usize::try_from(number("--runs", 3)).expect("--runs"),
             python: value("--python"),
             pg2parquet: value("--pg2parquet"),
+            peers: value("--peers"),
             folder: folder.to_owned(),
         }
     }
-}
 
-/// A tool, and what it took in each run.
-struct Contender {
-    name: &'static str,
-    command: Box<dyn Fn() -> Command>,
-    output: Option<PathBuf>,
-    seconds: Vec<f64>,
-    mebibytes: Vec<f64>,
+    fn wants(&self, peer: &str) -> bool {
+        self.peers.as_ref().is_none_or(|peers| peers.split(',').any(|wanted| wanted == peer))
+    }
+
+    fn is_gottcha2(&self) -> bool {
+        self.dataset == "gottcha2"
+    }
+
+    fn table(&self) -> &'static str {
+        if self.is_gottcha2() { "gottcha2_full" } else { "stast_table" }
+    }
+
+    /// What is compared between a file and the table, as SQL that both understand.
+    fn sums(&self) -> [&'static str; 4] {
+        if self.is_gottcha2() {
+            ["count(*)", "sum(read_count)", "round(sum(depth))", "count(DISTINCT taxid)"]
+        } else {
+            ["count(*)", "sum(length)", "round(sum(bitscore))", "count(DISTINCT stitle)"]
+        }
+    }
 }
 
 #[tokio::main]
 async fn main() {
     nvd_support_car::tls::use_ring();
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, mode, url, table, output] = arguments.as_slice()
+        && mode == SKETCH
+    {
+        return sketch::run(url, table, Path::new(output)).await;
+    }
     let folder = tempfile::Builder::new().prefix("nvd-bench-").tempdir().expect("folder");
     // The user that runs PostgreSQL must be able to enter.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -67,7 +103,7 @@ async fn main() {
     let service = Service::start(folder.path()).await;
     eprintln!("storing {} rows", plan.rows);
     fill(&plan, &service).await;
-    let mut contenders = contenders(&plan, &service);
+    let mut contenders = contenders::all(&plan, &service);
     for run in 0..plan.runs {
         for contender in &mut contenders {
             let (seconds, mebibytes) = measure((contender.command)());
@@ -80,86 +116,24 @@ async fn main() {
         verify(&plan, &service, contender).await;
     }
     report(&plan, &contenders);
+    lookups(&plan, &service, &contenders[0]).await;
     service.stop().await;
+    memory(&plan).await;
 }
 
 async fn fill(plan: &Plan, service: &Service) {
     let body = plan.folder.join("body.gz");
-    for (index, first) in (0..plan.rows).step_by(1_000_000).enumerate() {
-        let seed = 1 + u32::try_from(index).expect("few bodies");
-        write_gzip(&body, &mut Records::new(seed), 1_000_000.min(plan.rows - first));
-        service.put(&format!("body-{index}"), stream(vec![body.clone()]).await).await;
-    }
-    service.execute("VACUUM ANALYZE gottcha2_full").await;
-    service.execute("CHECKPOINT").await;
-}
-
-fn contenders(plan: &Plan, service: &Service) -> Vec<Contender> {
-    let mut all = Vec::new();
-    let mut add = |name, output: Option<PathBuf>, command: Box<dyn Fn() -> Command>| {
-        all.push(Contender { name, command, output, seconds: Vec::new(), mebibytes: Vec::new() });
-    };
-    let url = service.database_url.clone();
-    let ours = plan.folder.join("ours");
-    let (output, data) = (ours.clone(), plan.folder.clone());
-    add(
-        "nvd-support-car export",
-        Some(ours),
-        Box::new(move || {
-            drop(fs::remove_dir_all(&output));
-            let mut command = Command::new(env!("CARGO_BIN_EXE_nvd-support-car"));
-            command.arg("--data-dir").arg(&data).args(["export", "gottcha2", "--service-columns", "-o"]).arg(&output);
-            command.env("DATABASE_URL", &url);
-            command
-        }),
-    );
-    let url = service.database_url.clone();
-    add(
-        "psql COPY binary > /dev/null, one connection",
-        None,
-        Box::new(move || {
-            let mut command = Command::new("psql");
-            command.args([&url, "-qXc", "\\copy gottcha2_full to '/dev/null' (format binary)"]);
-            command
-        }),
-    );
-    if let Some(python) = plan.python.clone() {
-        for (name, script) in [
-            ("DuckDB with its Postgres extension", include_str!("duckdb_export.py")),
-            ("pandas in chunks of 100,000", include_str!("pandas_export.py")),
-        ] {
-            let output = plan.folder.join(format!("{}.parquet", name.split(' ').next().expect("a word")));
-            let (url, python, written) = (service.database_url.clone(), python.clone(), output.clone());
-            add(
-                name,
-                Some(output),
-                Box::new(move || {
-                    let mut command = Command::new(&python);
-                    command.args(["-c", script, &url]).arg(&written);
-                    command
-                }),
-            );
+    for (index, first) in (0..plan.rows).step_by(usize::try_from(UPLOAD).expect("few rows")).enumerate() {
+        let (seed, rows) = (1 + u32::try_from(index).expect("few bodies"), UPLOAD.min(plan.rows - first));
+        if plan.is_gottcha2() {
+            write_gzip(&body, &mut Records::new(seed), rows);
+        } else {
+            write_gzip(&body, &mut Hits::new(seed), rows);
         }
+        service.put_into(&plan.dataset, &format!("body-{index}"), stream(vec![body.clone()]).await).await;
     }
-    if let Some(program) = plan.pg2parquet.clone() {
-        let output = plan.folder.join("pg2parquet.parquet");
-        let (url, written) = (service.database_url.clone(), output.clone());
-        add(
-            "pg2parquet",
-            Some(output),
-            Box::new(move || {
-                let url = reqwest::Url::parse(&url).expect("URL");
-                let mut command = Command::new(&program);
-                command.args(["export", "--host", "127.0.0.1", "--dbname", "nvd", "--table", "gottcha2_full"]);
-                command.args(["--compression", "zstd", "--compression-level", "3", "--user", url.username()]);
-                command.args(["--port", &url.port().unwrap_or(5432).to_string(), "--output-file"]).arg(&written);
-                command.env("PGPASSWORD", url.password().unwrap_or_default());
-                command.args(["--password", url.password().unwrap_or_default()]);
-                command
-            }),
-        );
-    }
-    all
+    service.execute(&format!("VACUUM ANALYZE {}", plan.table())).await;
+    service.execute("CHECKPOINT").await;
 }
 
 /// Runs a command to its good end: its seconds, and the most memory that it held, in MiB.
@@ -183,36 +157,61 @@ fn peak(process: u32) -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
-/// The Parquet files that a contender wrote.
-fn files(contender: &Contender) -> Vec<PathBuf> {
-    match &contender.output {
-        Some(folder) if folder.is_dir() => {
-            let entries = fs::read_dir(folder).expect("folder").map(|entry| entry.expect("entry").path());
-            entries.filter(|path| path.extension().is_some_and(|extension| extension == "parquet")).collect()
-        }
-        Some(file) => vec![file.clone()],
-        None => Vec::new(),
-    }
+/// Runs a Python script and answers with what it printed.
+fn python(program: &str, script: &str, file: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(["-c", script]).arg(file).args(arguments).output().expect("Python");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 /// Compares what DuckDB reads in a file with what PostgreSQL has in the table.
 async fn verify(plan: &Plan, service: &Service, contender: &Contender) {
-    let files = files(contender);
-    let (Some(python), [file]) = (&plan.python, files.as_slice()) else { return };
-    let (rows, reads, depth, taxa): (i64, i64, f64, i64) = sqlx::query_as(
-        "SELECT count(*), sum(read_count)::bigint, sum(depth), count(DISTINCT taxid) FROM gottcha2_full",
-    )
-    .fetch_one(&service.pool)
-    .await
-    .expect("sums");
-    let script = "import duckdb, sys\nprint(*duckdb.sql(f\"SELECT count(*), sum(read_count)::BIGINT, sum(depth), \
-                  count(DISTINCT taxid) FROM '{sys.argv[1]}'\").fetchone())";
-    let output = Command::new(python).args(["-c", script]).arg(file).output().expect("DuckDB");
-    let text = String::from_utf8(output.stdout).expect("UTF-8");
-    let found: Vec<&str> = text.split_whitespace().collect();
-    assert_eq!(found[..2], [rows.to_string(), reads.to_string()], "{}", contender.name);
-    assert!((found[2].parse::<f64>().expect("sum") - depth).abs() < depth / 1e9, "{}", contender.name);
-    assert_eq!(found[3], taxa.to_string(), "{}", contender.name);
+    let files = contender.files();
+    let (Some(program), [file]) = (&plan.python, files.as_slice()) else { return };
+    let query = plan.sums().map(|sum| format!("({sum})::bigint::text")).join(", ");
+    let query = format!("SELECT ARRAY[{query}] FROM {}", plan.table());
+    let expected: Vec<String> = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&service.pool).await.expect("sums");
+    let sums = plan.sums().map(|sum| format!("({sum})::bigint"));
+    let found = python(program, include_str!("verify.py"), file, &sums.each_ref().map(String::as_str));
+    assert_eq!(found.split_whitespace().collect::<Vec<_>>(), expected, "{}", contender.name);
+}
+
+/// Milliseconds in which DuckDB finds one sample and the rarest taxon in our file.
+async fn lookups(plan: &Plan, service: &Service, ours: &Contender) {
+    let files = ours.files();
+    let (Some(program), [file]) = (&plan.python, files.as_slice()) else { return };
+    let column = if plan.is_gottcha2() { "taxid" } else { "staxids" };
+    let rarest = format!("SELECT {column} FROM {} GROUP BY 1 ORDER BY count(*), 1 LIMIT 1", plan.table());
+    let middle = format!(
+        "SELECT sample_id FROM {} GROUP BY 1 ORDER BY 1 OFFSET (SELECT count(DISTINCT sample_id) / 2 FROM {}) LIMIT 1",
+        plan.table(),
+        plan.table()
+    );
+    let mut conditions = Vec::new();
+    for (column, query) in [(column, rarest), ("sample_id", middle)] {
+        let value: String = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&service.pool).await.expect("value");
+        conditions.push(format!("{column} = '{value}'"));
+    }
+    let conditions: Vec<&str> = conditions.iter().map(String::as_str).collect();
+    let found = python(program, include_str!("lookups.py"), file, &conditions);
+    for (line, condition) in found.lines().zip(conditions) {
+        let (millis, rows) = line.split_once(' ').expect("two numbers");
+        println!("DuckDB, `{condition}` in our file of {} rows: {millis} ms, {rows} rows", plan.rows);
+    }
+}
+
+/// The most memory that the service takes above idle while it exports, to disk and to S3.
+async fn memory(plan: &Plan) {
+    let objects = tempfile::tempdir().expect("folder");
+    let bucket = s3::start(objects.path()).await;
+    for (name, storage) in [("disk", String::new()), ("S3", bucket)] {
+        let service = Service::with(&plan.folder, &[format!("export.storage={storage}")]).await;
+        let idle = service.resident();
+        service.forget_peak();
+        service.export(&plan.dataset).await;
+        println!("the service, exporting {} rows to {name}: {:.0} MiB above idle", plan.rows, service.peak() - idle);
+        service.stop().await;
+    }
 }
 
 fn median(values: &[f64]) -> f64 {
@@ -223,15 +222,15 @@ fn median(values: &[f64]) -> f64 {
 
 fn report(plan: &Plan, contenders: &[Contender]) {
     println!(
-        "| {} rows to Parquet, Zstd 3 | seconds | times ours | peak MiB | file MB |\n|---|---|---|---|---|",
-        plan.rows
+        "| {} rows of {} to Parquet, Zstd 3 | seconds | times ours | peak MiB | file MB |\n|---|---|---|---|---|",
+        plan.rows, plan.dataset
     );
     let ours = &contenders[0];
     for contender in contenders {
         let mut ratios: Vec<f64> =
             contender.seconds.iter().zip(&ours.seconds).map(|(theirs, ours)| theirs / ours).collect();
         ratios.sort_by(f64::total_cmp);
-        let bytes: u64 = files(contender).iter().map(|file| fs::metadata(file).expect("file").len()).sum();
+        let bytes: u64 = contender.files().iter().map(|file| fs::metadata(file).expect("file").len()).sum();
         let size = if bytes > 0 { format!("{:.1}", bytes as f64 / 1e6) } else { "-".to_owned() };
         println!(
             "| {} | {:.2} | **{:.2}** ({:.2} to {:.2}) | {:.0} | {size} |",

@@ -1,4 +1,4 @@
-"""What an analyst with pandas would do: python -c ... DATABASE_URL FILE"""
+"""What an analyst with pandas would do: python -c ... DATABASE_URL FILE TABLE"""
 import sys
 
 import pandas
@@ -6,11 +6,13 @@ import pyarrow
 import pyarrow.parquet
 import sqlalchemy
 
-engine = sqlalchemy.create_engine(sys.argv[1].replace("postgres://", "postgresql+psycopg2://"))
+url, file, table = sys.argv[1:]
+engine = sqlalchemy.create_engine(url.replace("postgres://", "postgresql+psycopg2://"))
 writer = None
 with engine.connect().execution_options(stream_results=True) as connection:
-    for chunk in pandas.read_sql("SELECT * FROM gottcha2_full", connection, chunksize=100_000):
-        table = pyarrow.Table.from_pandas(chunk, preserve_index=False, schema=writer.schema if writer else None)
-        writer = writer or pyarrow.parquet.ParquetWriter(sys.argv[2], table.schema, compression="zstd", compression_level=3)
-        writer.write_table(table)
+    for chunk in pandas.read_sql(f"SELECT * FROM {table}", connection, chunksize=100_000):
+        schema = writer.schema if writer else None
+        rows = pyarrow.Table.from_pandas(chunk, preserve_index=False, schema=schema)
+        writer = writer or pyarrow.parquet.ParquetWriter(file, rows.schema, compression="zstd", compression_level=3)
+        writer.write_table(rows)
 writer.close()

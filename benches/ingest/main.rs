@@ -4,6 +4,8 @@
 //! `many_bodies`, `inserts`, `memory`, `lookups`. Prints a Markdown table. The last two fill a table with ten times the
 //! rows.
 
+#![expect(dead_code, reason = "what benchmarks share, each uses in part")]
+
 mod baselines;
 #[path = "../common/records.rs"]
 mod records;

@@ -37,10 +37,10 @@ const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 /// Turns the bytes of one COPY into batches.
 pub struct Decoder {
     schema: SchemaRef,
-    columns: Vec<Values>,
-    /// The positions of the fields of a row, in their order.
-    dense: Vec<usize>,
-    sparse: Vec<usize>,
+    /// Columns that are fields of their own, in the order of a row.
+    dense: Vec<Values>,
+    /// Columns that come as one record.
+    sparse: Vec<Values>,
     /// The records of sparse columns in the batch under way, with their rows.
     records: Vec<(usize, Vec<u8>)>,
     /// Nulls for a batch, for each sparse column.
@@ -59,11 +59,11 @@ impl Decoder {
     /// A decoder of the COPY of a plan.
     #[must_use]
     pub fn new(plan: &Plan) -> Self {
+        let values = |position: usize| Values::new(position, plan.columns[position].kind);
         Self {
             schema: Arc::clone(&plan.schema),
-            columns: plan.columns.iter().map(|column| Values::new(column.kind)).collect(),
-            dense: plan.dense().collect(),
-            sparse: plan.sparse.clone(),
+            dense: plan.dense().map(values).collect(),
+            sparse: plan.sparse.iter().copied().map(values).collect(),
             records: Vec::new(),
             nulls: Vec::new(),
             rows: 0,
@@ -119,6 +119,7 @@ impl Decoder {
             self.has_header = true;
             rest = after;
         }
+        let fields = self.dense.len() + usize::from(!self.sparse.is_empty());
         loop {
             let mut field = match self.field {
                 Some(field) => field,
@@ -130,16 +131,16 @@ impl Decoder {
                         self.has_ended = true;
                         break;
                     }
-                    if usize::try_from(count) != Ok(self.fields()) {
+                    if usize::try_from(count) != Ok(fields) {
                         return Err(mismatch("a row has another number of fields"));
                     }
                     0
                 }
             };
-            while field < self.fields() {
+            while field < fields {
                 let Some((length, after)) = rest.split_first_chunk::<4>() else { break };
                 let length = i32::from_be_bytes(*length);
-                let column = self.dense.get(field).map(|position| &mut self.columns[*position]);
+                let column = self.dense.get_mut(field);
                 if length == -1 {
                     // A record of sparse columns that is null is not even noted.
                     if let Some(column) = column {
@@ -160,7 +161,7 @@ impl Decoder {
                 }
                 field += 1;
             }
-            if field < self.fields() {
+            if field < fields {
                 self.field = Some(field);
                 break;
             }
@@ -170,33 +171,31 @@ impl Decoder {
         Ok(data.len() - rest.len())
     }
 
-    /// Fields of a row: the dense columns, and one for all sparse ones.
-    fn fields(&self) -> usize {
-        self.dense.len() + usize::from(!self.sparse.is_empty())
-    }
-
     fn take_batch(&mut self) -> Result<RecordBatch> {
         let rows = std::mem::take(&mut self.rows);
         self.text_bytes = 0;
         let records = std::mem::take(&mut self.records);
         self.fill_sparse(rows, &records)?;
-        let mut arrays = Vec::with_capacity(self.columns.len());
-        for (position, column) in self.columns.iter_mut().enumerate() {
-            arrays.push(match self.sparse.iter().position(|sparse| *sparse == position) {
-                Some(index) if records.is_empty() => self.nulls[index].slice(0, rows),
-                _ => column.take()?,
-            });
+        let mut arrays: Vec<(usize, ArrayRef)> = Vec::with_capacity(self.dense.len() + self.sparse.len());
+        for column in &mut self.dense {
+            arrays.push((column.position, column.take()?));
         }
+        for (column, nulls) in self.sparse.iter_mut().zip(&self.nulls) {
+            let array = if records.is_empty() { nulls.slice(0, rows) } else { column.take()? };
+            arrays.push((column.position, array));
+        }
+        arrays.sort_unstable_by_key(|(position, _)| *position);
+        let arrays = arrays.into_iter().map(|(_, array)| array).collect();
         RecordBatch::try_new(Arc::clone(&self.schema), arrays).map_err(|error| mismatch(&error.to_string()))
     }
 
-    /// Spreads the records of a batch over the sparse columns; without any, makes sure that there are nulls enough.
+    /// Makes sure that there are nulls enough, and spreads the records of a batch over the sparse columns, if any.
     fn fill_sparse(&mut self, rows: usize, records: &[(usize, Vec<u8>)]) -> Result<()> {
+        if self.nulls.first().is_none_or(|nulls| nulls.len() < rows) {
+            let kinds = self.sparse.iter().map(|column| self.schema.field(column.position).data_type());
+            self.nulls = kinds.map(|kind| new_null_array(kind, rows.max(BATCH))).collect();
+        }
         if records.is_empty() {
-            if self.nulls.first().is_none_or(|nulls| nulls.len() < rows) {
-                let kinds = self.sparse.iter().map(|position| self.schema.field(*position).data_type());
-                self.nulls = kinds.map(|kind| new_null_array(kind, rows.max(BATCH))).collect();
-            }
             return Ok(());
         }
         let mut next = 0;
@@ -210,8 +209,8 @@ impl Decoder {
     }
 
     fn skip_sparse(&mut self, rows: usize) {
-        for &position in &self.sparse {
-            (0..rows).for_each(|_| self.columns[position].push_null());
+        for column in &mut self.sparse {
+            (0..rows).for_each(|_| column.push_null());
         }
     }
 
@@ -222,17 +221,17 @@ impl Decoder {
         if usize::try_from(i32::from_be_bytes(*count)) != Ok(self.sparse.len()) {
             return Err(mismatch("a record has another number of values"));
         }
-        for &position in &self.sparse {
+        for column in &mut self.sparse {
             let (head, after) = rest.split_first_chunk::<8>().ok_or_else(cut)?;
             let length = number(&head[4..]);
             if length == -1 {
-                self.columns[position].push_null();
+                column.push_null();
                 rest = after;
                 continue;
             }
             let length = usize::try_from(length).map_err(|_| cut())?;
             let (value, after) = after.split_at_checked(length).ok_or_else(cut)?;
-            self.columns[position].push(value)?;
+            column.push(value)?;
             rest = after;
         }
         Ok(())
@@ -249,6 +248,8 @@ fn mismatch(reason: &str) -> Error {
 
 /// The values of one column in the batch under way.
 struct Values {
+    /// Where it stands in the schema.
+    position: usize,
     kind: Kind,
     nulls: NullBufferBuilder,
     data: Data,
@@ -262,16 +263,17 @@ enum Data {
 }
 
 impl Values {
-    fn new(kind: Kind) -> Self {
+    fn new(position: usize, kind: Kind) -> Self {
         let data = match kind {
             Kind::Bool => Data::Bool(Vec::new()),
             Kind::Int | Kind::Timestamp => Data::Int(Vec::new()),
             Kind::Float => Data::Float(Vec::new()),
             Kind::Text | Kind::Json => Data::Text { offsets: vec![0], bytes: Vec::new() },
         };
-        Self { kind, nulls: NullBufferBuilder::new(BATCH), data }
+        Self { position, kind, nulls: NullBufferBuilder::new(BATCH), data }
     }
 
+    #[inline]
     fn push_null(&mut self) {
         self.nulls.append_null();
         match &mut self.data {
@@ -283,6 +285,7 @@ impl Values {
     }
 
     /// Takes a value, and answers with the number of bytes of text it is.
+    #[inline]
     fn push(&mut self, value: &[u8]) -> Result<usize> {
         self.nulls.append_non_null();
         match (&mut self.data, self.kind) {

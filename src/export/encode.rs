@@ -1,4 +1,5 @@
-//! Batches into encoded parts of a file: the work of one blocking thread beside each reading connection.
+//! Batches into encoded parts of a file: the work of a blocking thread, one for each reading connection where it is
+//! text; one for all where it is Parquet, whose row groups have threads of their own.
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::{max, min};
@@ -96,7 +97,7 @@ impl<'p> Encoder<'p> {
         };
         let bytes = match body {
             Encoding::RowGroup(row_group) => {
-                row_group.write(batch)?;
+                row_group.write(batch);
                 row_group.memory()
             }
             Encoding::Text(rows) => {

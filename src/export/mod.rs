@@ -35,7 +35,7 @@ use files::{Encoded, Output, Written};
 use manifest::Manifest;
 use parquet::Layout;
 use snapshot::{Read, Snapshot};
-use spec::{Format, Plan};
+use spec::Plan;
 
 /// Batches between a connection and its encoder.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -45,6 +45,9 @@ const PARTS_IN_FLIGHT: usize = 1;
 
 /// Pieces of a megabyte between the writer and the uploader, and uploads of parts at the same time.
 const PIECES_IN_FLIGHT: usize = 2;
+
+/// Ranges of pages that hold about the rows of one row group.
+const RANGES: usize = 4;
 
 /// Rows of a part of a text file, which is held in memory as it is.
 const TEXT_ROWS: usize = 10_000;
@@ -134,29 +137,39 @@ async fn write(
     let snapshot_at = snapshot.taken_at;
     let ranges = Arc::new(Ranges::new(&plan, config, &snapshot));
     let readers = snapshot.readers(ranges.readers(config)).await?;
-    let layout = Layout::new(&plan, &manifest::notes(&plan, target.id, snapshot_at))?;
+    // One thread more than readers, since the shares of the columns are never equal.
+    let layout = Layout::new(&plan, &manifest::notes(&plan, target.id, snapshot_at), readers.len() + 1)?;
     let plan = Arc::new(plan);
     let layout = Arc::new(layout);
     progress.enter("reading");
     let mut work = JoinSet::new();
     let (to_writer, encoded) = mpsc::channel(PARTS_IN_FLIGHT);
-    let tickets = files::tickets(readers.len());
-    for reader in readers {
+    // Text is written in the order of the table; the parts of it that are not due wait in memory, so they are few.
+    let tickets = plan.is_ordered().then(|| files::tickets(readers.len()));
+    let encoders = if plan.is_ordered() { readers.len() } else { 1 };
+    let mut to_encoders = Vec::new();
+    for _ in 0..encoders {
         let (to_encoder, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
+        to_encoders.push(to_encoder);
         let encoding = (Arc::clone(&plan), Arc::clone(&layout), ranges.limits, to_writer.clone());
         work.spawn_blocking(move || encode_all(&encoding.0, &encoding.1, encoding.2, batches, &encoding.3));
+    }
+    for (index, reader) in readers.into_iter().enumerate() {
         let reading = Reader {
             plan: Arc::clone(&plan),
             ranges: Arc::clone(&ranges),
-            tickets: Arc::clone(&tickets),
+            tickets: tickets.clone(),
             progress: Arc::clone(progress),
         };
-        work.spawn(reading.run(reader, to_encoder));
+        work.spawn(reading.run(reader, to_encoders[index % encoders].clone()));
     }
+    drop(to_encoders);
     drop(to_writer);
     let (to_uploader, mut output) = mpsc::channel(PIECES_IN_FLIGHT);
     let writing = (Arc::clone(&plan), Arc::clone(&layout), config.file_size.as_u64());
-    work.spawn_blocking(move || files::write(&writing.0, &writing.1, writing.2, encoded, &tickets, &to_uploader));
+    work.spawn_blocking(move || {
+        files::write(&writing.0, &writing.1, writing.2, encoded, tickets.as_deref(), &to_uploader)
+    });
     let names = FileNames { dataset: &plan.dataset.name, at: snapshot_at, extension: plan.extension() };
     let uploaded = tokio::select! {
         uploaded = upload(target, &names, &mut output, progress) => uploaded,
@@ -210,10 +223,15 @@ struct Ranges {
 
 impl Ranges {
     fn new(plan: &Plan, config: &ExportConfig, snapshot: &Snapshot) -> Self {
-        let rows = if plan.format == Format::Parquet { config.batch_size } else { TEXT_ROWS.min(config.batch_size) };
         let bytes = usize::try_from(config.batch_bytes.as_u64()).unwrap_or(usize::MAX);
-        // A range that turns out a little longer shall not leave a tiny part.
-        let limits = Limits { rows: rows + rows / 4, bytes };
+        let (rows, limits) = if plan.is_ordered() {
+            let rows = TEXT_ROWS.min(config.batch_size);
+            // A range that turns out a little longer shall not leave a tiny part.
+            (rows, Limits { rows: rows + rows / 4, bytes })
+        } else {
+            // Short, so that no reader works on alone for long at the end of the table.
+            ((config.batch_size / RANGES).max(1), Limits { rows: config.batch_size, bytes })
+        };
         let whole = plan.row_limit.is_some() || plan.is_lookup || snapshot.pages == 0 || snapshot.rows == 0;
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
         let step = (snapshot.pages as f64 * rows as f64 / snapshot.rows as f64).ceil() as i64;
@@ -243,7 +261,7 @@ impl Ranges {
 struct Reader {
     plan: Arc<Plan>,
     ranges: Arc<Ranges>,
-    tickets: Arc<Semaphore>,
+    tickets: Option<Arc<Semaphore>>,
     progress: Arc<Progress>,
 }
 
@@ -251,15 +269,17 @@ impl Reader {
     /// Reads ranges until none is left.
     async fn run(self, mut connection: PoolConnection<Postgres>, output: mpsc::Sender<Read>) -> Result<()> {
         loop {
-            let ticket = tokio::select! {
-                ticket = self.tickets.acquire() => ticket,
-                () = output.closed() => return Ok(()),
-            };
-            let Ok(ticket) = ticket else { return Ok(()) };
-            ticket.forget();
+            if let Some(tickets) = &self.tickets {
+                let ticket = tokio::select! {
+                    ticket = tickets.acquire() => ticket,
+                    () = output.closed() => return Ok(()),
+                };
+                let Ok(ticket) = ticket else { return Ok(()) };
+                ticket.forget();
+            }
             let Some((range, pages)) = self.ranges.next() else {
                 // Others may be waiting for a ticket only to find the same.
-                self.tickets.add_permits(1);
+                self.tickets.iter().for_each(|tickets| tickets.add_permits(1));
                 break;
             };
             if !snapshot::read(&mut connection, &self.plan, range, pages, &self.progress, &output).await? {
@@ -281,17 +301,25 @@ fn encode_all(
 ) -> Result<()> {
     let mut encoder = Encoder::new(plan, layout, limits);
     let gone = |_| Error::Internal("the writer ended before the encoders".into());
+    let send = |message| output.blocking_send(message).map_err(gone);
     while let Some(read) = batches.blocking_recv() {
-        let (range, part, has_ended) = match read {
-            Read::Batch(range, batch) => (range, encoder.write(&batch)?, false),
-            Read::End(range) => (range, encoder.finish()?, true),
-        };
-        if let Some(part) = part {
-            output.blocking_send(Encoded::Part(range, part)).map_err(gone)?;
+        match read {
+            Read::Batch(range, batch) => {
+                if let Some(part) = encoder.write(&batch)? {
+                    send(Encoded::Part(if plan.is_ordered() { range } else { 0 }, part))?;
+                }
+            }
+            Read::End(range) if plan.is_ordered() => {
+                if let Some(part) = encoder.finish()? {
+                    send(Encoded::Part(range, part))?;
+                }
+                send(Encoded::End(range))?;
+            }
+            Read::End(_) => {}
         }
-        if has_ended {
-            output.blocking_send(Encoded::End(range)).map_err(gone)?;
-        }
+    }
+    if let Some(part) = encoder.finish()? {
+        send(Encoded::Part(0, part))?;
     }
     Ok(())
 }

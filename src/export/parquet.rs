@@ -1,8 +1,11 @@
-//! Rows as Parquet: how each column is encoded, row groups that several threads encode, and the file they end in.
+//! Rows as Parquet: how each column is encoded, row groups that several threads encode, and the file that they end in.
 
 use std::io;
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -18,6 +21,9 @@ use parquet::schema::types::ColumnPath;
 use super::spec::{Compression, Plan};
 use crate::dataset::Kind;
 use crate::error::{Error, Result};
+
+/// Batches that wait for a thread that encodes.
+const BATCHES_IN_FLIGHT: usize = 1;
 
 /// A dictionary of texts beyond this is given up for plain values. The usual limit, 1 MiB, spills the names of taxa.
 const TEXT_DICTIONARY: usize = 8 * 1024 * 1024;
@@ -39,27 +45,28 @@ pub struct Layout {
     schema: SchemaRef,
     properties: WriterProperties,
     row_groups: Arc<ArrowRowGroupWriterFactory>,
+    threads: usize,
 }
 
 impl Layout {
-    /// The layout of a plan; `notes` are kept in each file's metadata.
+    /// The layout of a plan; `notes` are kept in each file's metadata, and so many threads encode.
     ///
     /// # Errors
     /// A schema that Parquet does not know.
-    pub fn new(plan: &Plan, notes: &[(&str, String)]) -> Result<Self> {
+    pub fn new(plan: &Plan, notes: &[(&str, String)], threads: usize) -> Result<Self> {
         let properties = properties(plan, notes)?;
         let writer = ArrowWriter::try_new(io::sink(), Arc::clone(&plan.schema), Some(properties.clone()));
         let (_, row_groups) = writer.and_then(ArrowWriter::into_serialized_writer).map_err(fault)?;
-        Ok(Self { schema: Arc::clone(&plan.schema), properties, row_groups: Arc::new(row_groups) })
+        Ok(Self { schema: Arc::clone(&plan.schema), properties, row_groups: Arc::new(row_groups), threads })
     }
 
-    /// Begins a row group, which any thread may fill.
+    /// Begins a row group.
     ///
     /// # Errors
-    /// A fault of the library.
+    /// A fault of the library, or no room for threads.
     pub fn row_group(&self) -> Result<RowGroup> {
         let writers = self.row_groups.create_column_writers(0).map_err(fault)?;
-        Ok(RowGroup { schema: Arc::clone(&self.schema), writers })
+        RowGroup::new(&self.schema, writers, self.threads)
     }
 
     /// Begins a file.
@@ -73,32 +80,45 @@ impl Layout {
     }
 }
 
-/// A row group that is being encoded and compressed, in memory.
+/// A row group that is being encoded and compressed in memory, by several threads with some of the columns each.
+///
+/// A column's dictionary and compressor take most of a megabyte, however few its rows: one row group at a time, with
+/// all threads at work on it, takes less memory than one for each thread.
 pub struct RowGroup {
-    schema: SchemaRef,
-    writers: Vec<ArrowColumnWriter>,
+    encoders: Vec<ColumnEncoder>,
+    columns: usize,
+}
+
+/// A thread that encodes some columns.
+struct ColumnEncoder {
+    batches: SyncSender<RecordBatch>,
+    memory: Arc<AtomicUsize>,
+    thread: JoinHandle<Result<Vec<(usize, ArrowColumnChunk)>>>,
 }
 
 impl RowGroup {
-    /// Adds rows.
-    ///
-    /// # Errors
-    /// A fault of the library.
-    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        let mut writers = self.writers.iter_mut();
-        for (field, column) in self.schema.fields().iter().zip(batch.columns()) {
-            for leaf in compute_leaves(field, column).map_err(fault)? {
-                let Some(writer) = writers.next() else { break };
-                writer.write(&leaf).map_err(fault)?;
-            }
+    fn new(schema: &SchemaRef, writers: Vec<ArrowColumnWriter>, threads: usize) -> Result<Self> {
+        let columns = writers.len();
+        let mut shares: Vec<Vec<(usize, ArrowColumnWriter)>> = (0..threads).map(|_| Vec::new()).collect();
+        for (column, writer) in writers.into_iter().enumerate() {
+            shares[column % threads].push((column, writer));
         }
-        Ok(())
+        let encoders = shares.into_iter().map(|share| ColumnEncoder::start(Arc::clone(schema), share));
+        Ok(Self { encoders: encoders.collect::<Result<_>>()?, columns })
     }
 
-    /// Bytes that it takes in memory.
+    /// Adds rows.
+    pub fn write(&self, batch: &RecordBatch) {
+        for encoder in &self.encoders {
+            // One that has ended early says why at the end.
+            drop(encoder.batches.send(batch.clone()));
+        }
+    }
+
+    /// Bytes that it takes in memory, but for what its threads still have before them.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.writers.iter().map(ArrowColumnWriter::memory_size).sum()
+        self.encoders.iter().map(|encoder| encoder.memory.load(Ordering::Relaxed)).sum()
     }
 
     /// The encoded columns.
@@ -106,7 +126,38 @@ impl RowGroup {
     /// # Errors
     /// A fault of the library.
     pub fn finish(self) -> Result<Vec<ArrowColumnChunk>> {
-        self.writers.into_iter().map(|writer| writer.close().map_err(fault)).collect()
+        let mut chunks: Vec<Option<ArrowColumnChunk>> = (0..self.columns).map(|_| None).collect();
+        for encoder in self.encoders {
+            drop(encoder.batches);
+            let share = encoder.thread.join().map_err(|_| Error::Internal("an encoder panicked".into()))?;
+            share?.into_iter().for_each(|(column, chunk)| chunks[column] = Some(chunk));
+        }
+        chunks
+            .into_iter()
+            .map(|chunk| chunk.ok_or_else(|| Error::Internal("a column was not encoded".into())))
+            .collect()
+    }
+}
+
+impl ColumnEncoder {
+    fn start(schema: SchemaRef, mut writers: Vec<(usize, ArrowColumnWriter)>) -> Result<Self> {
+        let (batches, input) = sync_channel::<RecordBatch>(BATCHES_IN_FLIGHT);
+        let memory = Arc::new(AtomicUsize::new(0));
+        let total = Arc::clone(&memory);
+        let work = move || {
+            for batch in input {
+                for (column, writer) in &mut writers {
+                    for leaf in compute_leaves(schema.field(*column), batch.column(*column)).map_err(fault)? {
+                        writer.write(&leaf).map_err(fault)?;
+                    }
+                }
+                total.store(writers.iter().map(|(_, writer)| writer.memory_size()).sum(), Ordering::Relaxed);
+            }
+            writers.into_iter().map(|(column, writer)| Ok((column, writer.close().map_err(fault)?))).collect()
+        };
+        let thread = std::thread::Builder::new().name("encoder".into()).spawn(work);
+        let thread = thread.map_err(|error| Error::Environment(format!("no thread can be started: {error}")))?;
+        Ok(Self { batches, memory, thread })
     }
 }
 

@@ -252,6 +252,12 @@ impl Plan {
         format!("COPY ({query}) TO STDOUT (FORMAT binary)")
     }
 
+    /// Whether the files keep the order of the table: text does; the row groups of Parquet mix neighbouring ranges.
+    #[must_use]
+    pub fn is_ordered(&self) -> bool {
+        self.format != Format::Parquet
+    }
+
     /// Whether every row of the dataset is exported.
     #[must_use]
     pub const fn is_whole(&self) -> bool {

@@ -269,3 +269,28 @@ pub fn files_below(folder: &std::path::Path) -> Vec<String> {
     }
     found
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_ends_an_export_with_the_reason_and_leaves_nothing_of_it() {
+    // A file system of 1 MiB. Only root may mount one, in a container not even that.
+    let disk = tempfile::tempdir().expect("folder");
+    let mount = |arguments: &[&str]| std::process::Command::new(arguments[0]).args(&arguments[1..]).status();
+    let path = disk.path().to_str().expect("UTF-8").to_owned();
+    if !mount(&["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", &path]).is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no file system can be mounted here");
+        return;
+    }
+    let settings = [("export.storage", path.as_str()), ("export.max_attempts", "2")];
+    let app = TestApp::with(&settings).await;
+    stored(&app, 1, 30_000).await;
+    let wish = json!({"table": "gottcha2", "format": "csv", "compression": "none"});
+    let made: Value =
+        app.request("POST", "/exports/trigger").json(&wish).send().await.expect("answer").json().await.expect("JSON");
+    let job = app.finished(made["job_id"].as_str().expect("job")).await;
+    let left = files_below(disk.path());
+    mount(&["umount", "-l", &path]).expect("umount");
+    assert_eq!(job["status"], "failed", "{job}");
+    assert!(job["error"].as_str().is_some_and(|error| error.contains("No space left")), "{job}");
+    assert_eq!(app.get("/exports?status=completed").await, json!([]));
+    assert_eq!(left, Vec::<String>::new());
+}

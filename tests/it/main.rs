@@ -3,6 +3,7 @@
 mod access;
 mod app;
 mod architecture;
+mod azure;
 mod bad_input;
 mod crash;
 mod datasets;
