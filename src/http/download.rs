@@ -40,14 +40,20 @@ pub struct DownloadQuery {
     _name: Option<String>,
 }
 
+/// The bytes of a file.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes the body of a download")]
+pub struct FileContent(Vec<u8>);
+
 /// Downloads an export.
 ///
 /// `download_url` of an export leads here, and works without a token for a while. Exports in a bucket answer with a
 /// redirect to it; others with the bytes, in ranges where asked for.
 #[utoipa::path(get, path = "/exports/{id}/download", operation_id = "download_export", tag = "exports",
     params(("id" = Uuid, Path, description = "The export's id"), DownloadQuery),
-    responses((status = 200, description = "The file, or a ZIP of several", content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = Vec<u8>),
+    responses((status = 200, description = "The file, or a ZIP of several", content_type = "application/octet-stream", body = FileContent),
+        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = FileContent),
         (status = 302, description = "The file lies in a bucket, at the address in `Location`"),
         (status = 304, description = "The client has it already"),
         (status = 401, description = "Neither a link nor a token"),

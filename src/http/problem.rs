@@ -40,6 +40,7 @@ pub struct ProblemBody {
     instance: String,
     /// The id under which the service's log speaks of this request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     request_id: Option<String>,
     /// The first faults of rows and parameters, at most 20.
     #[serde(skip_serializing_if = "Vec::is_empty")]

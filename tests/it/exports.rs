@@ -95,7 +95,7 @@ async fn wrong_wishes_are_refused_with_the_field_that_is_wrong() {
         (json!({"table": "gottcha2", "columns": ["nonsense"]}), "columns"),
         (json!({"table": "gottcha2", "columns": []}), "columns"),
         (json!({"table": "gottcha2", "row_limit": 0}), "row_limit"),
-        (json!({"table": "gottcha2", "format": "xlsx"}), "xlsx"),
+        (json!({"table": "gottcha2", "format": "xlsx"}), "format"),
         (json!({"table": "gottcha2", "format": "csv", "compression": "snappy"}), "compression"),
         (json!({"table": "gottcha2", "compression_level": 99}), "compression_level"),
         (json!({"table": "gottcha2", "filters": {"nonsense": 1}}), "filters.nonsense"),
