@@ -65,7 +65,7 @@ pub enum Error {
     },
     /// PostgreSQL failed or is out of reach.
     #[error("the database did not answer as it should")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
     /// The storage of exports failed or is out of reach.
     #[error("the storage of exports did not answer as it should")]
     Storage(#[from] object_store::Error),
@@ -227,6 +227,17 @@ fn is_outage(error: &sqlx::Error) -> bool {
             ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
         }),
         _ => false,
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code());
+        // What a client sent as text: it is not the database that fails.
+        if code.is_some_and(|code| ["22021", "22P05"].contains(&code.as_ref())) {
+            return Self::Body("a text of the request holds NUL (U+0000), which the database cannot store".into());
+        }
+        Self::Database(error)
     }
 }
 

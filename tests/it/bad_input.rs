@@ -346,6 +346,18 @@ async fn a_slow_upload_succeeds() {
 }
 
 #[tokio::test]
+async fn text_with_nul_is_the_fault_of_the_request_wherever_it_stands() {
+    let app = TestApp::start().await;
+    for path in ["/submissions?sample_id=%00", "/api/data/extracts/%00", "/api/data/extract_runs?extract_id=a%00b"] {
+        let problem = crate::app::problem(app.request("GET", path).send().await.expect("answer"), 400).await;
+        assert!(problem["detail"].as_str().expect("detail").contains("NUL"), "{problem}");
+    }
+    let extract = serde_json::json!({"name": "Weekly", "description": "\0"});
+    let answer = app.request("POST", "/api/data/extracts").json(&extract).send().await.expect("answer");
+    crate::app::problem(answer, 400).await;
+}
+
+#[tokio::test]
 async fn a_client_that_disconnects_leaves_nothing_behind() {
     let app = TestApp::start().await;
     let body = gzip(pseudo_random(40_000));
