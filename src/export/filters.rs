@@ -1,13 +1,32 @@
 //! Filters as users write them: `date_from`, `date_to`, and values of columns.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Days, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use serde_json::{Map, Value};
 
-use super::spec::ExportSpec;
+use super::spec::{ExportSpec, FilterValue};
 use crate::dataset::Fault;
 
 /// What a time has to look like.
 const EXPECTED: &str = "must be a date such as 2026-01-31, or a time such as 2026-01-31T08:00:00Z";
+
+/// Which rows of a table: `date_from` and `date_to` choose them by the time of storing; every other name is a column, whose
+/// value must be equal.
+#[derive(utoipa::ToSchema)]
+#[schema(example = json!({"date_from": "2026-01-01", "date_to": "2026-01-31", "sample_id": "SRR12689945"}))]
+#[expect(dead_code, reason = "describes the JSON that `ExportSpec::filter_by` reads")]
+pub struct RowFilter {
+    /// Rows stored then or later: a time, or a date for the beginning of that day in UTC.
+    #[schema(nullable = false)]
+    date_from: Option<String>,
+    /// Rows stored before that time; with a date, until the end of that day in UTC.
+    #[schema(nullable = false)]
+    date_to: Option<String>,
+    /// The columns.
+    #[serde(flatten)]
+    columns: BTreeMap<String, FilterValue>,
+}
 
 impl ExportSpec {
     /// Adds filters: `date_from` and `date_to` about the time of storing, where a date is the whole day in UTC, and

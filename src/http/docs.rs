@@ -1,5 +1,6 @@
 //! OpenAPI: what the routes and the dataset definitions say together, and the two pages that show it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use axum::Router;
@@ -13,6 +14,7 @@ use utoipa_redoc::{Redoc, Servable};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::exports::ExportFilter;
+use super::extract_docs;
 use super::problem::{PROBLEM_JSON, ProblemBody};
 use crate::dataset::{Dataset, Datasets, openapi};
 
@@ -74,9 +76,6 @@ pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Va
         "description": "An access token with the scope of the route: `nvd-support-car token new` makes one."}});
     flatten(&mut components["schemas"]);
     add_schemas(&mut components["schemas"], datasets);
-    for (name, required) in [("ExtractRequest", json!(["name"])), ("ExtractChange", json!([]))] {
-        components["schemas"][name] = sent(&components["schemas"]["ExtractConfig"], required);
-    }
     for (path, item) in api["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             complete_operation(operation, path, method, secured_paths.contains(path), datasets);
@@ -85,26 +84,7 @@ pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Va
     api
 }
 
-/// What is kept of an extract, as it is sent: with defaults for most, and with the version that a change has to name.
-fn sent(kept: &Value, required: Value) -> Value {
-    let mut sent = kept.clone();
-    sent["required"] = required;
-    let version = "The version that was read: a change names it here or as `If-Match`.";
-    sent["properties"]["version"] = json!({"type": "integer", "format": "int64", "minimum": 1, "description": version});
-    sent
-}
-
 fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secured: bool, datasets: &Datasets) {
-    let reference = |name: &str| json!({"$ref": format!("#/components/schemas/{name}")});
-    match (path, method) {
-        ("/api/data/extracts", "post") => {
-            operation["requestBody"]["content"]["application/json"]["schema"] = reference("ExtractRequest");
-        }
-        ("/api/data/extracts/{id}", "put") => {
-            operation["requestBody"]["content"]["application/json"]["schema"] = reference("ExtractChange");
-        }
-        _ => {}
-    }
     let mut problems = vec![("500", "A fault of the service; its log says more under the request's id")];
     if is_secured {
         operation["security"] = json!([{"bearer": []}]);
@@ -117,6 +97,9 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
     for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
         // Whatever the names are here, to every client they are a choice.
         let is_dataset = ["dataset", "table"].contains(&parameter["name"].as_str().unwrap_or_default());
+        if parameter["name"] == "table_name" {
+            parameter["schema"] = json!({"$ref": "#/components/schemas/TableName"});
+        }
         if is_dataset || (path == "/datasets/{name}" && parameter["name"] == "name") {
             parameter["schema"] = json!({"$ref": "#/components/schemas/DatasetName"});
             problems.push(("404", "There is no dataset of that name"));
@@ -138,6 +121,8 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         problems.push(("400", "The body is no JSON"));
         problems.push(("415", "The body does not say that it is JSON"));
         problems.push(("422", "A field is wrong, or unknown"));
+    }
+    if ["/exports/trigger", "/labkey/retry"].contains(&path) {
         problems.push(("404", "There is no dataset of that name"));
     }
     if path == "/readyz" {
@@ -159,9 +144,12 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
             responses[status] = json!({"description": description});
         }
     }
-    let responses = operation["responses"].as_object_mut().into_iter().flatten();
-    for (_, response) in responses.filter(|(status, _)| status.starts_with(['4', '5'])) {
-        response["content"] = json!(content);
+    for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
+        if status.starts_with(['4', '5']) {
+            response["content"] = json!(content);
+        } else {
+            extract_docs::lead(response);
+        }
     }
 }
 
@@ -240,9 +228,18 @@ fn add_schemas(schemas: &mut Value, datasets: &Datasets) {
     }
     schemas["DatasetName"] =
         json!({"type": "string", "enum": datasets.names(), "description": "The name of a dataset."});
+    let tables = datasets.iter().flat_map(|dataset| [&dataset.name, &dataset.table]);
+    let tables: BTreeSet<&String> = tables.collect();
+    schemas["TableName"] =
+        json!({"type": "string", "enum": tables, "description": "The name of a dataset, or of its table."});
     schemas["ExportRequest"]["properties"]["table"] =
         json!({"$ref": "#/components/schemas/DatasetName", "description": "The dataset's name."});
+    schemas["ExportJobRequest"]["properties"]["table_name"] = json!({"$ref": "#/components/schemas/TableName",
+        "description": "The dataset's name, or its table's; `GET /api/v1/export/tables` lists them."});
+    schemas["LabkeyRetryRequest"]["properties"]["dataset"] = json!({"description": "Of that dataset.",
+        "oneOf": [{"type": "null"}, {"$ref": "#/components/schemas/DatasetName"}]});
     schemas["RowFormat"] = json!({"type": "string", "enum": ["jsonl", "ndjson", "tsv"], "description": "How the rows of a file are written."});
+    extract_docs::complete(schemas);
     schemas["OnConflict"] = json!({"type": "string", "enum": ["refuse", "replace"], "default": "refuse",
         "description": "What becomes of other content under a known key."});
 }

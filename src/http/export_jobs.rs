@@ -1,5 +1,7 @@
 //! Export jobs: exactly the rows and columns that a user asks for, in his format, for some hours.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, Query, State};
 use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
@@ -8,10 +10,9 @@ use axum::{Extension, Json};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::sync::Arc;
 
 use super::auth::{self, Client};
-use super::download::{self, DownloadQuery, Stored};
+use super::download::{self, DownloadQuery, FileContent, Stored};
 use super::fields::Fields;
 use super::problem::Problem;
 use super::{Http, links};
@@ -20,14 +21,45 @@ use crate::dataset::{Dataset, Fault};
 use crate::db::export_jobs::{self, ExportJob, Filter};
 use crate::db::{exports, jobs};
 use crate::error::{Error, Result};
+use crate::export::filters::RowFilter;
 use crate::export::spec::ExportSpec;
 use crate::jobs::{self as work, Asked, NewExport};
 
-/// The states of an export job.
-const STATES: [&str; 6] = ["pending", "running", "completed", "failed", "cancelled", "expired"];
+/// Where an export job is.
+#[derive(Debug, Clone, Copy, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportJobStatus {
+    /// It waits to be written.
+    Pending,
+    /// It is being written.
+    Running,
+    /// It can be downloaded.
+    Completed,
+    /// It was given up.
+    Failed,
+    /// Somebody stopped it.
+    Cancelled,
+    /// Its time is over, and its file is removed.
+    Expired,
+}
 
-/// What is wanted of a table; read field by field, so that each fault names its field.
-#[derive(Debug, utoipa::ToSchema)]
+impl ExportJobStatus {
+    /// As the database tells it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// What is wanted of a table.
+#[derive(utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "describes the JSON that `wish` reads")]
 pub struct ExportJobRequest {
     /// The dataset's name, or its table's; `GET /api/v1/export/tables` lists them.
@@ -36,17 +68,14 @@ pub struct ExportJobRequest {
     /// The form of the file.
     format: Format,
     /// These columns, in this order; all when absent.
-    #[schema(example = json!(["sample_id", "taxid", "rel_abundance"]))]
+    #[schema(min_items = 1, example = json!(["sample_id", "taxid", "rel_abundance"]))]
     columns: Option<Vec<String>>,
     /// At most so many rows, the earliest stored.
     #[schema(example = 10_000, minimum = 1)]
     row_limit: Option<u64>,
-    /// `date_from` and `date_to` choose rows by the time of storing (a date means the whole day in UTC, a time in
-    /// `date_to` is not included); every other name is a column, whose value must be equal.
-    #[schema(value_type = Option<Object>, example = json!({"date_from": "2026-01-01", "date_to": "2026-01-31", "sample_id": "SRR12689945"}))]
-    filters: Option<Value>,
+    /// Which rows; all when absent.
+    filters: Option<RowFilter>,
     /// Whether a text file is compressed with gzip. Parquet is compressed inside in any case.
-    #[schema(default = false)]
     compress: Option<bool>,
     /// Hours until the file is removed; `export.job_retention_hours` when absent.
     #[schema(example = 24, minimum = 1, maximum = 8760)]
@@ -58,81 +87,96 @@ pub struct ExportJobRequest {
 #[schema(as = ExportJobProgress)]
 pub struct ProgressBody {
     /// What it is doing: `snapshot`, `reading`, `manifest`, `done`.
-    #[schema(example = "reading")]
+    #[schema(required, example = "reading")]
     phase: Option<String>,
     /// Rows so far.
     #[schema(example = 1_200_000, minimum = 0)]
     rows_exported: u64,
     /// Rows that are expected; null when only reading can tell, as with filters.
-    #[schema(example = 2_000_000)]
+    #[schema(required, example = 2_000_000)]
     estimated_total: Option<u64>,
     /// Of the expected rows.
-    #[schema(example = 60.0, minimum = 0, maximum = 100)]
+    #[schema(required, example = 60.0, minimum = 0, maximum = 100)]
     percent: Option<f64>,
 }
 
 /// An export that a user asked for. What is known only at its end is null before.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = RequestedExport)]
+#[schema(as = ExportJob)]
 pub struct ExportJobBody {
     /// From 1, growing with time.
     #[schema(example = 1, minimum = 1)]
     id: i64,
-    /// `pending`, `running`, `completed`, `failed`, `cancelled` or `expired`.
-    #[schema(example = "pending")]
+    /// Where it is.
+    #[schema(value_type = ExportJobStatus)]
     status: String,
     /// As it was asked for; so are the following.
-    #[schema(example = "gottcha2")]
+    #[schema(value_type = String, example = "gottcha2")]
     table_name: Value,
     /// The form of the file.
-    #[schema(example = "csv")]
+    #[schema(value_type = Format)]
     format: Value,
     /// These columns; null for all.
+    #[schema(required, value_type = Option<Vec<String>>)]
     columns: Value,
     /// At most so many rows.
+    #[schema(required, value_type = Option<u64>, minimum = 1)]
     row_limit: Value,
-    /// Which rows.
+    /// Which rows; null for all.
+    #[schema(required, value_type = Option<RowFilter>)]
     filters: Value,
     /// Whether a text file is compressed with gzip.
-    #[schema(value_type = bool)]
-    compress: Value,
+    compress: bool,
     /// How far it is.
     progress: ProgressBody,
     /// A link that works without headers for a while.
+    #[schema(required)]
     download_url: Option<String>,
     /// The name of the file, or of the ZIP of several when it grew beyond `export.file_size`.
-    #[schema(example = "gottcha2_20261121_050000.csv")]
+    #[schema(required, example = "gottcha2_20261121_050000.csv")]
     file_name: Option<String>,
     /// Where the file lies in the storage.
+    #[schema(required)]
     file_path: Option<String>,
     /// Its size.
-    #[schema(example = 90_211_004, minimum = 0)]
+    #[schema(required, example = 90_211_004, minimum = 0)]
     file_size_bytes: Option<i64>,
     /// SHA-256 of the file in hexadecimal; null when there are several.
+    #[schema(required)]
     sha256: Option<String>,
     /// Its rows.
-    #[schema(example = 10_000, minimum = 0)]
+    #[schema(required, example = 10_000, minimum = 0)]
     row_count: Option<i64>,
     /// Why the last attempt failed.
+    #[schema(required)]
     error_message: Option<String>,
     /// The name of the access token that asked for it.
     created_by: String,
     /// When it was asked for.
     created_at: DateTime<Utc>,
     /// When it was first begun.
+    #[schema(required)]
     started_at: Option<DateTime<Utc>>,
     /// When it was complete.
+    #[schema(required)]
     completed_at: Option<DateTime<Utc>>,
     /// When its file is removed.
+    #[schema(required)]
     expires_at: Option<DateTime<Utc>>,
 }
+
+/// A page of export jobs, newest first.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = ExportJobList)]
+pub struct ExportJobList(Vec<ExportJobBody>);
 
 /// Asks for an export. It is written in the background.
 ///
 /// With an `Idempotency-Key` that was used before, the answer is the export job of then.
 #[utoipa::path(post, path = "/api/v1/export/jobs", operation_id = "create_export_job", tag = "export jobs",
     request_body = ExportJobRequest,
-    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made",
+        min_length = 1, max_length = 255)),
     responses((status = 202, description = "An export job was made, or found", body = ExportJobBody,
         headers(("Location" = String, description = "The export job"))),
         (status = 409, description = "The key was used for another export")))]
@@ -232,8 +276,8 @@ fn dataset(http: &Http, name: &str) -> Option<Arc<Dataset>> {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// In that state: `pending`, `running`, `completed`, `failed`, `cancelled` or `expired`.
-    status: Option<String>,
+    /// In that state; in any unless told.
+    status: Option<ExportJobStatus>,
     /// Of that dataset or table.
     table_name: Option<String>,
     /// At most so many, 100 unless told.
@@ -245,7 +289,7 @@ pub struct ListQuery {
 
 /// Lists export jobs, newest first.
 #[utoipa::path(get, path = "/api/v1/export/jobs", operation_id = "list_export_jobs", tag = "export jobs", params(ListQuery),
-    responses((status = 200, description = "A page of export jobs", body = Vec<ExportJobBody>,
+    responses((status = 200, description = "A page of export jobs", body = ExportJobList,
         headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
 pub async fn list_export_jobs(
     State(http): State<Http>,
@@ -254,9 +298,6 @@ pub async fn list_export_jobs(
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     let limit = super::limit(query.limit, 100)?;
-    if query.status.as_ref().is_some_and(|status| !STATES.contains(&status.as_str())) {
-        return Err(Error::parameter("status", format!("must be one of {}", STATES.join(", "))).into());
-    }
     let dataset = match &query.table_name {
         None => None,
         Some(table) => Some(
@@ -266,7 +307,7 @@ pub async fn list_export_jobs(
     };
     let filter = Filter {
         dataset: dataset.as_ref().map(|dataset| dataset.name.as_str()),
-        status: query.status.as_deref(),
+        status: query.status.map(ExportJobStatus::as_str),
         before: query.cursor,
         limit,
     };
@@ -277,7 +318,7 @@ pub async fn list_export_jobs(
     for job in found {
         page.push(body(&http, &headers, job).await?);
     }
-    Ok((AppendHeaders(next), Json(page)))
+    Ok((AppendHeaders(next), Json(ExportJobList(page))))
 }
 
 /// One export job, and how far it is.
@@ -325,8 +366,8 @@ pub async fn delete_export_job(
 /// with a redirect to it; others with the bytes, in ranges where asked for.
 #[utoipa::path(get, path = "/api/v1/export/jobs/{id}/download", operation_id = "download_export_job", tag = "export jobs",
     params(("id" = i64, Path, description = "The export job's id"), DownloadQuery),
-    responses((status = 200, description = "The file, or a ZIP of several", content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = Vec<u8>),
+    responses((status = 200, description = "The file, or a ZIP of several", content_type = "application/octet-stream", body = FileContent),
+        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = FileContent),
         (status = 302, description = "The file lies in a bucket, at the address in `Location`"),
         (status = 304, description = "The client has it already"),
         (status = 401, description = "Neither a link nor a token"),
@@ -395,7 +436,7 @@ async fn body(http: &Http, headers: &HeaderMap, job: ExportJob) -> Result<Export
         columns: asked("columns"),
         row_limit: asked("row_limit"),
         filters: asked("filters"),
-        compress: job.request.get("compress").cloned().unwrap_or(Value::Bool(false)),
+        compress: job.request.get("compress").and_then(Value::as_bool).unwrap_or_default(),
         progress: progress(&job),
         download_url,
         file_path: only.map(|file: &Stored| file.path.clone()),

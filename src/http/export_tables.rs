@@ -32,10 +32,15 @@ pub struct FormatBody {
     compressible: bool,
 }
 
+/// All formats.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = ExportFormatList)]
+pub struct FormatList(Vec<FormatBody>);
+
 /// Lists the formats.
 #[utoipa::path(get, path = "/api/v1/export/formats", operation_id = "list_export_formats", tag = "export jobs",
-    responses((status = 200, description = "All formats", body = Vec<FormatBody>)))]
-pub async fn list_export_formats() -> Json<Vec<FormatBody>> {
+    responses((status = 200, description = "All formats", body = FormatList)))]
+pub async fn list_export_formats() -> Json<FormatList> {
     let body = |format: Format| FormatBody {
         format,
         description: format.description(),
@@ -43,7 +48,7 @@ pub async fn list_export_formats() -> Json<Vec<FormatBody>> {
         extension: format.as_str(),
         compressible: format != Format::Parquet,
     };
-    Json(Format::ALL.map(body).into())
+    Json(FormatList(Format::ALL.map(body).into()))
 }
 
 /// A table that can be exported.
@@ -63,6 +68,7 @@ pub struct TableBody {
     #[schema(example = 2_000_000, minimum = 0)]
     row_estimate: i64,
     /// When its rows were stored; null when there are none.
+    #[schema(required)]
     time_range: Option<TimeRange>,
 }
 
@@ -82,13 +88,13 @@ pub struct ColumnBody {
     /// What to write in `columns` and `filters`.
     #[schema(example = "sample_id")]
     name: String,
-    /// `text`, `int`, `float`, `bool`, `timestamp` or `json`.
+    /// The type of its values.
     #[serde(rename = "type")]
-    #[schema(value_type = String, example = "text")]
     kind: Kind,
     /// What its values mean.
     description: String,
     /// Their unit.
+    #[schema(required)]
     unit: Option<String>,
     /// Whether an index finds its values, so that a filter by it is quick.
     indexed: bool,
@@ -96,13 +102,19 @@ pub struct ColumnBody {
     filterable: bool,
 }
 
+/// All tables, by name.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = ExportTableList)]
+pub struct TableList(Vec<TableBody>);
+
 /// Lists the tables, with their columns and how much is in them.
 #[utoipa::path(get, path = "/api/v1/export/tables", operation_id = "list_export_tables", tag = "export jobs",
-    responses((status = 200, description = "All tables, by name", body = Vec<TableBody>)))]
-pub async fn list_export_tables(State(http): State<Http>) -> Result<Json<Vec<TableBody>>, Problem> {
+    responses((status = 200, description = "All tables, by name", body = TableList)))]
+pub async fn list_export_tables(State(http): State<Http>) -> Result<Json<TableList>, Problem> {
     let totals = submissions::totals(&http.app.pool).await?;
     let total = |dataset: &Dataset| totals.iter().find(|total| total.dataset == dataset.name);
-    Ok(Json(http.app.datasets.iter().map(|dataset| table(dataset, total(dataset))).collect()))
+    let tables = http.app.datasets.iter().map(|dataset| table(dataset, total(dataset)));
+    Ok(Json(TableList(tables.collect())))
 }
 
 fn table(dataset: &Dataset, total: Option<&Total>) -> TableBody {

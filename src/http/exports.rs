@@ -218,9 +218,9 @@ pub struct ExportRequest {
     spec: ExportSpec,
 }
 
-/// A job that was made.
+/// An export that was asked for.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = ExportJob)]
+#[schema(as = TriggeredExport)]
 pub struct TriggerBody {
     /// Ask `GET /jobs/{id}` how far it is.
     job_id: Uuid,

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::download::{self, Stored};
+use super::download::{self, FileContent, Stored};
+use super::extract_docs::{ArtifactKind, ExtractCause, StorageBackend};
 use super::extracts::Success;
 use super::links::Proof;
 use super::problem::Problem;
@@ -25,15 +26,44 @@ use crate::export::manifest::media_type;
 use crate::export::zip::Entry;
 use crate::jobs::extract::config::ExtractConfig;
 
-/// The states of a run.
-const STATES: [&str; 6] = ["pending", "queued", "running", "completed", "failed", "cancelled"];
+/// Where a run is.
+#[derive(Debug, Clone, Copy, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExtractRunStatus {
+    /// It waits for the run before it.
+    Pending,
+    /// It waits for a worker.
+    Queued,
+    /// A worker is at it.
+    Running,
+    /// Its files can be downloaded.
+    Completed,
+    /// It was given up; what it had written by then can be downloaded.
+    Failed,
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+impl ExtractRunStatus {
+    /// As the database tells it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
 
 /// How far a run is.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = ExtractProgress)]
 pub struct ProgressBody {
     /// What it is doing: `snapshot`, `exported_describe`, `exporting_data`, `archiving`, `manifest`, `done`.
-    #[schema(example = "exporting_data")]
+    #[schema(required, example = "exporting_data")]
     phase: Option<String>,
     /// Datasets of the run.
     #[schema(example = 10, minimum = 0)]
@@ -42,7 +72,7 @@ pub struct ProgressBody {
     #[schema(example = 5, minimum = 0)]
     schemas_completed: u64,
     /// The dataset that is being written.
-    #[schema(example = "gottcha2")]
+    #[schema(required, example = "gottcha2")]
     current_schema: Option<String>,
     /// Rows so far.
     #[schema(example = 12_500, minimum = 0)]
@@ -59,11 +89,11 @@ pub struct ArtifactBody {
     /// Its name.
     #[schema(example = "gottcha2.jsonl.gz")]
     name: String,
-    /// `describe`, `data`, `archive` or `manifest`.
-    #[schema(example = "data")]
+    /// What is in it.
+    #[schema(value_type = ArtifactKind)]
     kind: String,
     /// The dataset of a data file.
-    #[schema(example = "gottcha2")]
+    #[schema(required, example = "gottcha2")]
     schema: Option<String>,
     /// Its media type.
     #[schema(example = "application/gzip")]
@@ -79,8 +109,8 @@ pub struct ArtifactBody {
     /// Where it lies in the storage.
     #[schema(example = "extracts/run_x3q7dk2mzp5wa4hc/1/gottcha2.jsonl.gz")]
     storage_path: String,
-    /// The kind of storage: `local` or `object`.
-    #[schema(example = "local")]
+    /// The kind of storage.
+    #[schema(value_type = StorageBackend)]
     storage_backend: &'static str,
     /// Whether its run failed, so that others are missing.
     partial: bool,
@@ -90,10 +120,12 @@ pub struct ArtifactBody {
     #[schema(example = 3, minimum = 0)]
     download_count: i64,
     /// When it was last downloaded.
+    #[schema(required)]
     last_accessed_at: Option<DateTime<Utc>>,
     /// When it was complete.
     created_at: DateTime<Utc>,
     /// When it is removed.
+    #[schema(required)]
     expires_at: Option<DateTime<Utc>>,
 }
 
@@ -105,11 +137,13 @@ pub struct RunBody {
     #[schema(example = "run_x3q7dk2mzp5wa4hc")]
     id: String,
     /// The extract; null when it was removed.
+    #[schema(required)]
     extract_id: Option<String>,
     /// The job that does it; null while it waits for the run before it.
+    #[schema(required)]
     job_id: Option<Uuid>,
-    /// `pending` (waits for the run before it), `queued`, `running`, `completed`, `failed` or `cancelled`.
-    #[schema(example = "running")]
+    /// Where it is.
+    #[schema(value_type = ExtractRunStatus)]
     status: String,
     /// How far it is, in percent.
     #[schema(example = 45, minimum = 0, maximum = 100)]
@@ -118,35 +152,42 @@ pub struct RunBody {
     progress_detail: ProgressBody,
     /// What was extracted, and how.
     config: ExtractConfig,
-    /// `manual` or `schedule`.
-    #[schema(example = "manual")]
+    /// What made it.
+    #[schema(value_type = ExtractCause)]
     cause: String,
     /// Rows of all data files.
-    #[schema(example = 2_000_000, minimum = 0)]
+    #[schema(required, example = 2_000_000, minimum = 0)]
     records_exported: Option<i64>,
     /// Size of all artifacts.
-    #[schema(example = 90_211_004, minimum = 0)]
+    #[schema(required, example = 90_211_004, minimum = 0)]
     size_bytes: Option<i64>,
     /// Why the last attempt failed.
+    #[schema(required)]
     error_message: Option<String>,
     /// Its files, in the order in which they were complete.
     artifacts: Vec<ArtifactBody>,
     /// A link to all files as one ZIP, which works without headers for a while.
+    #[schema(required)]
     download_url: Option<String>,
     /// How often all files were downloaded as one.
     #[schema(example = 1, minimum = 0)]
     download_count: i64,
     /// When they last were.
+    #[schema(required)]
     last_accessed_at: Option<DateTime<Utc>>,
     /// When the one state was taken that all files hold.
+    #[schema(required)]
     snapshot_at: Option<DateTime<Utc>>,
     /// When it was made.
     created_at: DateTime<Utc>,
     /// When it was first begun.
+    #[schema(required)]
     started_at: Option<DateTime<Utc>>,
     /// When it ended.
+    #[schema(required)]
     completed_at: Option<DateTime<Utc>>,
     /// When its files are removed.
+    #[schema(required)]
     expires_at: Option<DateTime<Utc>>,
 }
 
@@ -157,8 +198,8 @@ pub struct RunBody {
 pub struct ListQuery {
     /// Of that extract.
     extract_id: Option<String>,
-    /// In that state: `pending`, `queued`, `running`, `completed`, `failed` or `cancelled`.
-    status: Option<String>,
+    /// In that state; in any unless told.
+    status: Option<ExtractRunStatus>,
     /// At most so many, 100 unless told.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
@@ -178,12 +219,9 @@ pub async fn list_extract_runs(
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     let limit = super::limit(query.limit, 100)?;
-    if query.status.as_ref().is_some_and(|status| !STATES.contains(&status.as_str())) {
-        return Err(Error::parameter("status", format!("must be one of {}", STATES.join(", "))).into());
-    }
     let filter = Filter {
         extract_id: query.extract_id.as_deref(),
-        status: query.status.as_deref(),
+        status: query.status.map(ExtractRunStatus::as_str),
         before: query.cursor.as_deref(),
         limit,
     };
@@ -210,12 +248,16 @@ pub async fn get_extract_run(
 /// Downloads all files of a run as one ZIP, which is made while it is sent.
 #[utoipa::path(get, path = "/api/extracts/runs/{runId}/download", operation_id = "download_extract_run", tag = "extracts",
     params(("runId" = String, Path, description = "The run's id"), Proof),
-    responses((status = 200, description = "The ZIP", content_type = "application/zip", body = Vec<u8>),
+    responses((status = 200, description = "The ZIP", content_type = "application/octet-stream", body = FileContent),
+        (status = 206, description = "A range of a ZIP that is an archive already",
+            content_type = "application/octet-stream", body = FileContent),
         (status = 302, description = "It is an archive already and lies in a bucket, at the address in `Location`"),
         (status = 401, description = "Neither a link nor a token"),
         (status = 403, description = "The link was changed or its time is over, or the token lacks scope `read`"),
         (status = 409, description = "The run has not ended, or was cancelled"),
-        (status = 410, description = "Its time is over")))]
+        (status = 304, description = "The client has it already"),
+        (status = 410, description = "Its time is over, or it is gone from the storage"),
+        (status = 416, description = "The archive has no such range")))]
 pub async fn download_extract_run(
     State(http): State<Http>,
     method: Method,
@@ -247,8 +289,8 @@ pub async fn download_extract_run(
 /// Files in a bucket are answered with a redirect to it; others with the bytes, in ranges where asked for.
 #[utoipa::path(get, path = "/api/extracts/artifacts/{artifactId}/download", operation_id = "download_extract_artifact",
     tag = "extracts", params(("artifactId" = String, Path, description = "The artifact's id"), Proof),
-    responses((status = 200, description = "The file", content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = Vec<u8>),
+    responses((status = 200, description = "The file", content_type = "application/octet-stream", body = FileContent),
+        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = FileContent),
         (status = 302, description = "The file lies in a bucket, at the address in `Location`"),
         (status = 304, description = "The client has it already"),
         (status = 401, description = "Neither a link nor a token"),

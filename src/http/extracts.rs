@@ -19,17 +19,8 @@ use crate::jobs::extract::config::{ExtractConfig, ExtractFormat, Include};
 use crate::jobs::extract::{self, Cause};
 
 /// What only the service sets: clients send it back as they got it.
-const READ_ONLY: [&str; 9] = [
-    "id",
-    "total_runs",
-    "successful_runs",
-    "failed_runs",
-    "last_run_at",
-    "next_run_at",
-    "created_at",
-    "updated_at",
-    "version",
-];
+pub const READ_ONLY: [&str; 8] =
+    ["id", "total_runs", "successful_runs", "failed_runs", "last_run_at", "next_run_at", "created_at", "updated_at"];
 
 /// What was asked for.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -71,8 +62,10 @@ pub struct ExtractBody {
     #[schema(example = 1, minimum = 0)]
     failed_runs: i64,
     /// When the last run was made.
+    #[schema(required)]
     last_run_at: Option<DateTime<Utc>>,
     /// When it runs by itself next.
+    #[schema(required)]
     next_run_at: Option<DateTime<Utc>>,
     /// When it was made.
     created_at: DateTime<Utc>,
@@ -127,7 +120,7 @@ fn checked(http: &Http, mut fields: Fields, config: &ExtractConfig) -> Result<Va
 
 /// Makes an extract.
 #[utoipa::path(post, path = "/api/data/extracts", operation_id = "create_extract", tag = "extracts",
-    request_body = ExtractConfig,
+    request_body(content = ref("#/components/schemas/ExtractRequest")),
     responses((status = 201, description = "The extract", body = Success<ExtractBody>,
         headers(("Location" = String, description = "The extract"), ("ETag" = String, description = "Its version"))),
         (status = 409, description = "There is an extract of that name")))]
@@ -194,9 +187,10 @@ pub async fn get_extract(State(http): State<Http>, Path(id): Path<String>) -> Re
 /// The version that was read has to be named, by `If-Match` or as `version`, so that two editors do not overwrite each
 /// other.
 #[utoipa::path(put, path = "/api/data/extracts/{id}", operation_id = "update_extract", tag = "extracts",
-    request_body = ExtractConfig,
+    request_body(content = ref("#/components/schemas/ExtractChange")),
     params(("id" = String, Path, description = "The extract's id"),
-        ("If-Match" = Option<String>, Header, description = "The version that was read, as `ETag` has it")),
+        ("If-Match" = Option<String>, Header, description = "The version that was read, as `ETag` has it",
+            pattern = r#"^(W/)?"?[0-9]{1,18}"?$"#)),
     responses((status = 200, description = "The extract as it is now", body = Success<ExtractBody>,
         headers(("ETag" = String, description = "Its version"))),
         (status = 409, description = "There is an extract of that name"),
@@ -242,13 +236,14 @@ fn is_rescheduled(before: &ExtractConfig, now: &ExtractConfig) -> bool {
 
 /// The version that an editor has read.
 fn version(headers: &HeaderMap, fields: &mut Fields) -> Result<i64> {
+    let read: Option<i64> = fields.take("version");
     if let Some(tag) = headers.get(IF_MATCH) {
         let tag = tag.to_str().unwrap_or_default().trim().trim_start_matches("W/").trim_matches('"');
         return tag
             .parse()
-            .map_err(|_| Error::Outdated("`If-Match` is no version of an extract; read it again".into()));
+            .map_err(|_| Error::parameter("If-Match", "is no version of an extract; send `ETag` as you got it"));
     }
-    fields.take("version").ok_or_else(|| {
+    read.ok_or_else(|| {
         Error::parameter("version", "is required: the version that you have read, here or as `If-Match`")
     })
 }
@@ -280,6 +275,7 @@ pub async fn delete_extract(
 
 /// Whether a run may wait.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct RunQuery {
     /// Whether it may begin after the one under way; `false` refuses it. `?wait` alone means `true`.
@@ -333,6 +329,7 @@ pub async fn run_extract(
 #[schema(as = ExtractCancelled)]
 pub struct CancelledBody {
     /// The run that was under way; null when there were only some that waited.
+    #[schema(required)]
     run_id: Option<String>,
     /// What happens.
     #[schema(example = "Extract is being cancelled")]

@@ -102,6 +102,7 @@ pub struct JobBody {
     #[schema(required)]
     error: Option<String>,
     /// What a sync with LabKey did, once it has ended.
+    #[schema(required)]
     report: Option<crate::labkey::report::DatasetReport>,
     /// When it was made.
     created_at: DateTime<Utc>,

@@ -9,6 +9,7 @@ mod drain;
 mod export_jobs;
 mod export_tables;
 mod exports;
+mod extract_docs;
 mod extract_runs;
 mod extracts;
 mod fields;

@@ -163,7 +163,7 @@ async fn export_jobs_are_listed_by_state_and_table_page_by_page() {
     let next = first.headers()["link"].to_str().expect("link").to_owned();
     let next = next.trim_start_matches('<').split('>').next().expect("address");
     assert_eq!(ids(&app.get(next).await), [1]);
-    problem(app.request("GET", &format!("{JOBS}?status=lost")).send().await.expect("answer"), 422).await;
+    problem(app.request("GET", &format!("{JOBS}?status=lost")).send().await.expect("answer"), 400).await;
     problem(app.request("GET", &format!("{JOBS}/2/download")).send().await.expect("answer"), 409).await;
     problem(app.request("GET", &format!("{JOBS}/77/download")).send().await.expect("answer"), 404).await;
     problem(app.request("GET", &format!("{JOBS}/77")).send().await.expect("answer"), 404).await;

@@ -10,6 +10,7 @@ use crate::app::App;
 use crate::config::{Compression, Format};
 use crate::dataset::Fault;
 use crate::error::{Error, Result};
+use crate::export::filters::RowFilter;
 use crate::export::spec::{ExportSpec, Plan};
 use crate::jobs::timing::Timing;
 
@@ -47,6 +48,7 @@ impl ExtractFormat {
 /// A part of what is extracted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = ExtractPart)]
 pub enum Include {
     /// `describe.yaml`: the datasets, their columns, and how much is in them.
     Describe,
@@ -58,43 +60,43 @@ pub enum Include {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ExtractConfig {
     /// For people; unique.
-    #[schema(example = "Full Export", max_length = 200)]
+    #[schema(
+        example = "Full Export",
+        min_length = 1,
+        max_length = 200,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+    )]
     pub name: String,
     /// Notes.
+    #[schema(required)]
     pub description: Option<String>,
-    /// The form of the data files.
-    #[schema(default = "jsonl")]
+    /// The form of the data files; `jsonl` unless told.
     pub format: ExtractFormat,
-    /// What is extracted.
-    #[schema(default = json!(["describe", "data"]))]
+    /// What is extracted; both unless told.
+    #[schema(min_items = 1, max_items = 2)]
     pub include: Vec<Include>,
     /// These datasets; all, those to come among them, when null.
-    #[schema(example = json!(["gottcha2", "stast"]))]
+    #[schema(required, min_items = 1, example = json!(["gottcha2", "stast"]))]
     pub schemas: Option<Vec<String>>,
-    /// For each dataset `date_from` and `date_to` about the time of storing (a date means the whole day in UTC), and
-    /// columns with the value that they shall have.
-    #[schema(value_type = Option<Object>, example = json!({"gottcha2": {"level": "species", "date_from": "2026-01-01"}}))]
+    /// Which rows, for each dataset that is named here; all of the others.
+    #[schema(required, value_type = Option<BTreeMap<String, RowFilter>>, example = json!({"gottcha2": {"level": "species", "date_from": "2026-01-01"}}))]
     pub filter: Option<BTreeMap<String, Map<String, Value>>>,
-    /// Whether text files are compressed with gzip. Parquet is compressed inside in any case.
-    #[schema(default = true)]
+    /// Whether text files are compressed with gzip, as they are unless told. Parquet is compressed inside in any case.
     pub compress: bool,
-    /// Whether the file of a dataset ends at `export.file_size` and another begins.
-    #[schema(default = false)]
+    /// Whether the file of a dataset ends at `export.file_size` and another begins; not unless told.
     pub split_files: bool,
     /// When it runs by itself: a cron expression of five fields, or of six with seconds.
-    #[schema(example = "0 5 * * *")]
+    #[schema(required, example = "0 5 * * *")]
     pub schedule: Option<String>,
     /// The time zone of the schedule; UTC when null.
-    #[schema(example = "America/Chicago")]
+    #[schema(required, example = "America/Chicago")]
     pub timezone: Option<String>,
-    /// Whether it runs by itself.
-    #[schema(default = false)]
+    /// Whether it runs by itself; not unless told.
     pub schedule_enabled: bool,
-    /// Days for which artifacts are kept.
-    #[schema(default = 7, minimum = 1, maximum = 3650)]
+    /// Days for which artifacts are kept, 7 unless told.
+    #[schema(minimum = 1, maximum = 3650)]
     pub retention_days: u32,
-    /// Whether it can be run.
-    #[schema(default = true)]
+    /// Whether it can be run, as it can unless told.
     pub enabled: bool,
     /// The webhooks, by their names in the configuration of the service, that hear how runs end.
     #[schema(example = json!(["lab-slack"]))]
