@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::app::{TOKEN, TestApp};
+use crate::app::TOKEN;
+use crate::labkey::{holds_once, lab, merging};
 use crate::process::text;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -28,7 +29,7 @@ async fn the_description_is_valid() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the tools of sdk/generate; .ci/run has them"]
 async fn a_generated_python_client_is_typed_and_works() {
-    let app = TestApp::start().await;
+    let (labkey, app) = lab(merging(), &[]).await;
     let driver = format!("{ROOT}/tests/sdk/drive.py");
     let packages = ("PYTHONPATH", "python");
     let mypy = ["--strict", "--explicit-package-bases", "python/nvd_support_car_client", &driver];
@@ -36,6 +37,7 @@ async fn a_generated_python_client_is_typed_and_works() {
     assert_eq!(fields_of_any_type(), ["dataset_column.py: example", "results_record.py: payload"]);
     run("target/sdk", "target/sdk/venv/bin/python", &[&driver, &app.url, TOKEN], &[packages]).await;
     assert_eq!(app.count("gottcha2_full").await, 3);
+    holds_once(&labkey, 3);
 }
 
 /// The fields of the Python models that may hold anything: those that do, and no others, where a type is known.
@@ -58,18 +60,20 @@ fn fields_of_any_type() -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the tools of sdk/generate; .ci/run has them"]
 async fn a_generated_typescript_client_is_typed_and_works() {
-    let app = TestApp::start().await;
+    let (labkey, app) = lab(merging(), &[]).await;
     let folder = "target/sdk/typescript";
     std::fs::copy(format!("{ROOT}/tests/sdk/drive.ts"), format!("{ROOT}/{folder}/drive.ts")).expect("copy");
     run(folder, "target/sdk/typescript/node_modules/.bin/tsc", &[], &[]).await;
     run(folder, "/usr/bin/env", &["node", "dist/drive.js", &app.url, TOKEN], &[]).await;
     assert_eq!(app.count("gottcha2_full").await, 4);
+    holds_once(&labkey, 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs the tools of sdk/generate; .ci/run has them"]
 async fn schemathesis_finds_no_fault_in_any_endpoint() {
-    let app = TestApp::with(&[("limits.rate_per_second", "100000"), ("limits.burst", "100000")]).await;
+    let limits = [("limits.rate_per_second", "100000"), ("limits.burst", "100000"), ("labkey.sync_wait", "2s")];
+    let (_labkey, app) = lab(merging(), &limits).await;
     let description = format!("{}/openapi.json", app.url);
     let authorization = format!("Authorization: Bearer {TOKEN}");
     let mut arguments = vec!["run", &description, "--header", &authorization, "--checks", "all", "--no-color"];

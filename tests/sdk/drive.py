@@ -1,4 +1,4 @@
-"""Uses the generated Python client as a programmer would: sends, looks, exports, downloads.
+"""Uses the generated Python client as a programmer would: sends, looks, delivers, exports, extracts, downloads.
 
     drive.py URL TOKEN
 """
@@ -7,12 +7,35 @@ import io
 import json
 import sys
 import time
+import zipfile
 
 from nvd_support_car_client import AuthenticatedClient
 from nvd_support_car_client.api.datasets import get_dataset, list_datasets
+from nvd_support_car_client.api.export_jobs import (
+    create_export_job,
+    download_export_job,
+    get_export_job,
+    list_export_jobs,
+    list_export_tables,
+)
 from nvd_support_car_client.api.exports import download_export, get_export, list_exports, trigger_export
+from nvd_support_car_client.api.extracts import (
+    create_extract,
+    download_extract_artifact,
+    download_extract_run,
+    get_extract_run,
+    list_extract_runs,
+    run_extract,
+    update_extract,
+)
 from nvd_support_car_client.api.ingest import ingest_gottcha2, put_submission
 from nvd_support_car_client.api.jobs import get_job
+from nvd_support_car_client.api.labkey import (
+    get_labkey_stats,
+    get_labkey_status,
+    list_labkey_deliveries,
+    sync_labkey,
+)
 from nvd_support_car_client.api.submissions import delete_submission, get_submission, list_submissions
 from nvd_support_car_client.api.system import get_version
 from nvd_support_car_client.models import (
@@ -20,14 +43,34 @@ from nvd_support_car_client.models import (
     Export,
     ExportFormat,
     ExportJob,
+    ExportJobRequest,
+    ExportJobStatus,
     ExportRequest,
     ExportRequestFilters,
+    ExtractAnswer,
+    ExtractArtifactKind,
+    ExtractChange,
+    ExtractFormat,
+    ExtractRequest,
+    ExtractRunAnswer,
+    ExtractRunListAnswer,
+    ExtractRunStatus,
+    ExtractStartedAnswer,
     Gottcha2Record,
     Job,
     JobStatus,
+    LabkeyBreaker,
+    LabkeyDeliveryState,
+    LabkeySendMode,
+    LabkeyStats,
+    LabkeyStatus,
     Problem,
     Receipt,
+    RowFilter,
     Submission,
+    SyncReport,
+    TableName,
+    TriggeredExport,
     Version,
 )
 from nvd_support_car_client.types import File
@@ -86,7 +129,7 @@ def main(url: str, token: str) -> None:
         filters=ExportRequestFilters.from_dict({"run_id": "R1"}),
     )
     made = trigger_export.sync(client=client, body=request)
-    assert isinstance(made, ExportJob) and made.export_id is not None
+    assert isinstance(made, TriggeredExport) and made.export_id is not None
     job = get_job.sync(made.job_id, client=client)
     while isinstance(job, Job) and job.status in (JobStatus.PENDING, JobStatus.RUNNING):
         time.sleep(0.2)
@@ -98,6 +141,79 @@ def main(url: str, token: str) -> None:
     assert isinstance(listed, list) and listed[0].id == export.id
     download = download_export.sync(export.id, client=client)
     assert isinstance(download, File) and len(download.payload.read()) == export.size_bytes
+
+    deliver(client)
+    ask_for_rows(client)
+    extract_all(client)
+
+
+def deliver(client: AuthenticatedClient) -> None:
+    """Rows to LabKey: whether they can be delivered, and what became of them."""
+    status = get_labkey_status.sync(client=client)
+    assert isinstance(status, LabkeyStatus) and status.connected and status.breaker == LabkeyBreaker.CLOSED
+    [gottcha2] = [one for one in status.lists if one.dataset == "gottcha2"]
+    assert (gottcha2.mode, gottcha2.problems) == (LabkeySendMode.MERGE, [])
+    report = sync_labkey.sync(client=client, dataset=DatasetName.GOTTCHA2)
+    assert isinstance(report, SyncReport) and (report.uploaded, report.errors) == (3, []), report
+    delivered = list_labkey_deliveries.sync(client=client, state=LabkeyDeliveryState.COMPLETED)
+    assert isinstance(delivered, list) and sum(one.rows for one in delivered) == 3
+    stats = get_labkey_stats.sync(client=client)
+    assert isinstance(stats, LabkeyStats) and (stats.uploaded_count, stats.pending_count) == (3, 0)
+
+
+def ask_for_rows(client: AuthenticatedClient) -> None:
+    """An export job, from what there is to its bytes."""
+    tables = list_export_tables.sync(client=client)
+    assert isinstance(tables, list) and 3 in [table.row_estimate for table in tables]
+    request = ExportJobRequest(
+        table_name=TableName.GOTTCHA2,
+        format_=ExportFormat.JSONL,
+        columns=["name", "read_count"],
+        row_limit=2,
+        filters=RowFilter.from_dict({"date_from": "2026-01-01", "run_id": "R1"}),
+    )
+    made = create_export_job.sync(client=client, body=request, idempotency_key="python/3")
+    job = made
+    while isinstance(job, ExportJob) and job.status in (ExportJobStatus.PENDING, ExportJobStatus.RUNNING):
+        time.sleep(0.2)
+        job = get_export_job.sync(job.id, client=client)
+    assert isinstance(job, ExportJob) and job.status == ExportJobStatus.COMPLETED, job
+    assert isinstance(job.filters, RowFilter) and job.filters["run_id"] == "R1"
+    listed = list_export_jobs.sync(client=client, table_name=TableName.GOTTCHA2_FULL, status=ExportJobStatus.COMPLETED)
+    assert isinstance(listed, list) and [one.id for one in listed] == [job.id]
+    download = download_export_job.sync(job.id, client=client)
+    assert isinstance(download, File)
+    rows = [json.loads(line) for line in download.payload.read().splitlines()]
+    assert [row["read_count"] for row in rows] == [1, 2]
+
+
+def extract_all(client: AuthenticatedClient) -> None:
+    """An extract: made, changed, run, and its files as one ZIP and alone."""
+    wanted = ExtractRequest(name="Weekly", format_=ExtractFormat.CSV, schemas=[DatasetName.GOTTCHA2], compress=False)
+    made = create_extract.sync(client=client, body=wanted)
+    assert isinstance(made, ExtractAnswer) and made.data.retention_days == 7
+    change = ExtractChange(version=made.data.version, retention_days=3)
+    changed = update_extract.sync(made.data.id, client=client, body=change)
+    assert isinstance(changed, ExtractAnswer) and (changed.data.name, changed.data.retention_days) == ("Weekly", 3)
+    outdated = update_extract.sync_detailed(made.data.id, client=client, body=change)
+    assert outdated.status_code == 412 and isinstance(outdated.parsed, Problem)
+    started = run_extract.sync(made.data.id, client=client)
+    assert isinstance(started, ExtractStartedAnswer)
+    run = get_extract_run.sync(started.data.run_id, client=client)
+    while isinstance(run, ExtractRunAnswer) and run.data.status in (ExtractRunStatus.QUEUED, ExtractRunStatus.RUNNING):
+        time.sleep(0.2)
+        run = get_extract_run.sync(started.data.run_id, client=client)
+    assert isinstance(run, ExtractRunAnswer) and run.data.status == ExtractRunStatus.COMPLETED, run
+    [data] = [file for file in run.data.artifacts if file.kind == ExtractArtifactKind.DATA]
+    assert (data.name, data.rows) == ("gottcha2.csv", 3)
+    whole = download_extract_run.sync(run.data.id, client=client)
+    assert isinstance(whole, File)
+    with zipfile.ZipFile(whole.payload) as archive:
+        assert archive.testzip() is None and data.name in archive.namelist()
+    alone = download_extract_artifact.sync(data.id, client=client)
+    assert isinstance(alone, File) and len(alone.payload.read()) == data.size_bytes
+    runs = list_extract_runs.sync(client=client, extract_id=made.data.id, status=ExtractRunStatus.COMPLETED)
+    assert isinstance(runs, ExtractRunListAnswer) and [one.id for one in runs.data] == [run.data.id]
 
 
 main(sys.argv[1], sys.argv[2])

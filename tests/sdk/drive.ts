@@ -1,4 +1,4 @@
-// Uses the generated TypeScript client as a programmer would: sends, looks, exports, downloads.
+// Uses the generated TypeScript client as a programmer would: sends, looks, delivers, exports, extracts, downloads.
 //
 //   drive.js URL TOKEN
 
@@ -62,3 +62,65 @@ const bytes = good(await client.GET("/exports/{id}/download", { ...id, parseAs: 
 assert.equal(bytes.size, whole.size_bytes);
 const listed = good(await client.GET("/exports", { params: { query: { table: "gottcha2", status: "completed" } } }));
 assert.equal(listed[0]?.id, whole.id);
+
+// Rows to LabKey: whether they can be delivered, and what became of them.
+const status = good(await client.GET("/labkey/status"));
+assert.deepEqual([status.connected, status.breaker], [true, "closed"]);
+const list = status.lists.find((one) => one.dataset === "gottcha2");
+assert.deepEqual([list?.mode, list?.problems], ["merge", []]);
+const report = good(await client.POST("/labkey/sync", { params: { query: { dataset: "gottcha2" } } }));
+assert("uploaded" in report);
+assert.deepEqual([report.uploaded, report.errors], [4, []]);
+const delivered = good(await client.GET("/labkey/deliveries", { params: { query: { state: "completed" } } }));
+assert.equal(delivered.reduce((rows, one) => rows + one.rows, 0), 4);
+const stats: Schemas["LabkeyStats"] = good(await client.GET("/labkey/stats"));
+assert.deepEqual([stats.uploaded_count, stats.pending_count], [4, 0]);
+
+// An export job, from what there is to its bytes.
+const tables = good(await client.GET("/api/v1/export/tables"));
+assert.equal(tables.find((table) => table.table_name === "gottcha2")?.row_estimate, 4);
+const asked: Schemas["ExportJobRequest"] = {
+  table_name: "gottcha2", format: "csv", columns: ["name", "read_count"], row_limit: 2,
+  filters: { date_from: "2026-01-01", run_id: "R2" },
+};
+let exported: Schemas["ExportJob"] = good(await client.POST("/api/v1/export/jobs", { body: asked }));
+const number = { params: { path: { id: exported.id } } };
+while (exported.status === "pending" || exported.status === "running") {
+  await sleep(200);
+  exported = good(await client.GET("/api/v1/export/jobs/{id}", number));
+}
+assert.equal(exported.status, "completed");
+assert.equal(exported.filters?.["run_id"], "R2");
+const text = await good(await client.GET("/api/v1/export/jobs/{id}/download", { ...number, parseAs: "blob" })).text();
+assert.equal(text, "name,read_count\r\ntaxon 1,1\r\ntaxon 2,2\r\n");
+
+// An extract: made, changed, run, and its files as one ZIP and alone.
+const weekly: Schemas["ExtractRequest"] = { name: "Weekly", format: "csv", schemas: ["gottcha2"], compress: false };
+const extract: Schemas["Extract"] = good(await client.POST("/api/data/extracts", { body: weekly })).data;
+assert.equal(extract.retention_days, 7);
+const extractPath = { params: { path: { id: extract.id } } };
+const change = { body: { version: extract.version, retention_days: 3 } };
+const changed = good(await client.PUT("/api/data/extracts/{id}", { ...extractPath, ...change })).data;
+assert.deepEqual([changed.name, changed.retention_days], ["Weekly", 3]);
+const outdated = await client.PUT("/api/data/extracts/{id}", { ...extractPath, ...change });
+assert.equal(outdated.response.status, 412);
+const started = good(await client.POST("/api/extracts/{id}/run", extractPath)).data;
+const runPath = { params: { path: { runId: started.run_id } } };
+let run: Schemas["ExtractRun"];
+do {
+  await sleep(200);
+  run = good(await client.GET("/api/data/extract_runs/{runId}", runPath)).data;
+} while (run.status === "queued" || run.status === "running");
+assert.equal(run.status, "completed");
+const table = run.artifacts.find((artifact) => artifact.kind === "data");
+assert(table);
+assert.deepEqual([table.name, table.rows], ["gottcha2.csv", 4]);
+const archive = good(await client.GET("/api/extracts/runs/{runId}/download", { ...runPath, parseAs: "blob" }));
+assert.equal((await archive.text()).slice(0, 2), "PK");
+const artifactPath = { params: { path: { artifactId: table.id } } };
+const alone = good(
+  await client.GET("/api/extracts/artifacts/{artifactId}/download", { ...artifactPath, parseAs: "blob" }),
+);
+assert.equal(alone.size, table.size_bytes);
+const runs = good(await client.GET("/api/data/extract_runs", { params: { query: { extract_id: extract.id } } }));
+assert.deepEqual(runs.data.map((one) => one.id), [run.id]);
