@@ -32,6 +32,18 @@ openapi:
     cargo run --quiet -- openapi > target/openapi.json
     mv target/openapi.json tests/data/openapi.json
 
+# Generate a Python and a TypeScript client from the reviewed description: target/sdk/python, target/sdk/typescript.
+sdk:
+    sdk/generate
+
+# Build the programs to hand out, linked statically: target/dist/bin.
+dist:
+    .ci/dist
+
+# Prove that they need nothing else, in a chroot that holds nothing else; wants root.
+dist-check:
+    .ci/dist-check
+
 # Build the container image.
 docker:
     docker build --tag nvd-support-car .

@@ -89,6 +89,13 @@ impl App {
         })
     }
 
+    /// Tells the workers of this process that there is a job.
+    pub fn wake_workers(&self) {
+        self.new_job.notify_waiters();
+        // One may be between looking and waiting.
+        self.new_job.notify_one();
+    }
+
     /// Brings the database up to date: the service's own tables, then those of the datasets.
     ///
     /// # Errors

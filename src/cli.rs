@@ -2,6 +2,7 @@
 
 mod demo;
 mod export;
+mod import;
 mod labkey;
 mod send;
 
@@ -30,6 +31,17 @@ pub struct Cli {
     command: Option<Command>,
 }
 
+/// Sends metagenomic results to NVD Support Car: the part of the program that workers need, small and alone.
+#[derive(Debug, Parser)]
+#[command(name = "nvd-support-car-send", version, propagate_version = true)]
+pub struct Sender {
+    #[command(flatten)]
+    common: Common,
+    /// What to send.
+    #[command(subcommand)]
+    command: Sending,
+}
+
 /// Options of every command.
 #[derive(Debug, Args)]
 struct Common {
@@ -50,8 +62,8 @@ enum Command {
     Serve(Listen),
     /// Run the service and send it real sample results.
     Demo(Listen),
-    /// Send result files to a running service, each until it is stored.
-    Send(Box<send::Send>),
+    #[command(flatten)]
+    Sending(Sending),
     /// Write a dataset to files, once.
     Export(export::Export),
     /// Look at LabKey, and deliver to it.
@@ -70,6 +82,25 @@ enum Command {
     Openapi,
     /// Ask a running service whether it is ready; for container health checks.
     Healthcheck(Healthcheck),
+}
+
+/// Commands that need a running service, and no database.
+#[derive(Debug, Subcommand)]
+enum Sending {
+    /// Send result files to a running service, each until it is stored.
+    Send(Box<send::Send>),
+    /// Send the results of finished runs, found in a folder by its layout.
+    Import(Box<import::Import>),
+}
+
+impl Sending {
+    async fn run(self, common: &Common) -> ExitCode {
+        let config = load(common, &[]);
+        match self {
+            Self::Send(options) => send::run(config, *options).await.into(),
+            Self::Import(options) => import::run(config, *options).await.into(),
+        }
+    }
 }
 
 /// Where to listen.
@@ -117,12 +148,22 @@ struct Healthcheck {
 /// Runs a command and tells how it ended: 0 well, 1 failed, 2 wrong usage; `send` has codes of its own.
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
+    block_on(execute(cli))
+}
+
+/// Runs a command of the sender, which ends with the codes of `send`.
+#[must_use]
+pub fn run_sender(sender: Sender) -> ExitCode {
+    block_on(async move { Ok(sender.command.run(&sender.common).await) })
+}
+
+fn block_on(work: impl Future<Output = Result<ExitCode>>) -> ExitCode {
     tls::use_ring();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&Error::Environment(format!("cannot start: {error}"))),
     };
-    let done = runtime.block_on(execute(cli));
+    let done = runtime.block_on(work);
     // Decoding threads of bodies that were cut off must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done.unwrap_or_else(|error| failed(&error))
@@ -139,7 +180,7 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
     let done = match command.unwrap_or_else(|| Command::Serve(Listen::default())) {
         Command::Serve(listen) => Service::start(service_config(&common, &listen)?).await?.run().await,
         Command::Demo(listen) => demo::run(service_config(&common, &listen)?).await,
-        Command::Send(options) => return Ok(send::run(load(&common, &[]), *options).await.into()),
+        Command::Sending(sending) => return Ok(sending.run(&common).await),
         Command::Export(wish) => {
             let config = load(&common, &[])?;
             telemetry::init_logs(&LogConfig { level: "warn".into(), ..config.log.clone() })?;

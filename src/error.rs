@@ -35,6 +35,9 @@ pub enum Error {
     /// The same key was used for other content.
     #[error("{0}")]
     Conflict(String),
+    /// What was there is gone for good.
+    #[error("{0}")]
+    Gone(String),
     /// There is nothing of that name.
     #[error("there is no {what} `{name}`")]
     NotFound {
@@ -62,10 +65,23 @@ pub enum Error {
     },
     /// PostgreSQL failed or is out of reach.
     #[error("the database did not answer as it should")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
     /// The storage of exports failed or is out of reach.
     #[error("the storage of exports did not answer as it should")]
     Storage(#[from] object_store::Error),
+    /// A webhook did not take a notice.
+    #[error("the webhook `{webhook}` did not take the notice: {reason}")]
+    Notice {
+        /// Its name.
+        webhook: String,
+        /// Why, without its address.
+        reason: String,
+        /// Whether it may take it later.
+        is_retryable: bool,
+    },
+    /// What was to be changed was changed by somebody else.
+    #[error("{0}")]
+    Outdated(String),
     /// LabKey did not do what it was asked for.
     #[error("LabKey: {0}")]
     Labkey(#[from] Box<crate::labkey::failure::Failure>),
@@ -113,7 +129,9 @@ impl Error {
         match self {
             Self::Busy { .. } => Class::Dependency,
             Self::Database(error) if is_outage(error) => Class::Dependency,
-            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) | Self::Labkey(_) => Class::Dependency,
+            Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) | Self::Labkey(_) | Self::Notice { .. } => {
+                Class::Dependency
+            }
             Self::Database(_) | Self::Migration(_) | Self::Internal(_) => Class::Ours,
             _ => Class::Caller,
         }
@@ -124,6 +142,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Busy { .. } | Self::RateLimited(_) | Self::Idle(_) | Self::Disconnected => true,
+            Self::Notice { is_retryable, .. } => *is_retryable,
             Self::Database(error) => is_outage(error),
             // What is wrong with the request, the credentials or the path stays wrong.
             Self::Storage(error) => matches!(error, object_store::Error::Generic { .. }),
@@ -174,6 +193,7 @@ impl Error {
             Self::Idle(_) => "idle",
             Self::Disconnected => "disconnected",
             Self::Conflict(_) => "conflict",
+            Self::Gone(_) => "gone",
             Self::NotFound { .. } => "not_found",
             Self::Unauthorized => "unauthorized",
             Self::Forbidden(_) => "forbidden",
@@ -181,6 +201,8 @@ impl Error {
             Self::Busy { .. } => "busy",
             Self::Database(_) => "database",
             Self::Storage(_) => "storage",
+            Self::Notice { .. } => "notice",
+            Self::Outdated(_) => "outdated",
             Self::Labkey(failure) => failure.kind.as_str(),
             Self::Cancelled => "cancelled",
             Self::Link(_) => "link",
@@ -205,6 +227,17 @@ fn is_outage(error: &sqlx::Error) -> bool {
             ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
         }),
         _ => false,
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code());
+        // What a client sent as text: it is not the database that fails.
+        if code.is_some_and(|code| ["22021", "22P05"].contains(&code.as_ref())) {
+            return Self::Body("a text of the request holds NUL (U+0000), which the database cannot store".into());
+        }
+        Self::Database(error)
     }
 }
 

@@ -16,6 +16,7 @@ pub mod storage;
 // The handle, and the work that is done with it.
 pub mod app;
 pub mod export;
+pub mod import;
 pub mod ingest;
 pub mod labkey;
 pub mod send;

@@ -112,6 +112,12 @@ impl Storage {
         &self.url
     }
 
+    /// Whether it is a folder.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.folder.is_some()
+    }
+
     /// Writes, reads and deletes a small object, so that a mistake shows at the start and not at night.
     ///
     /// # Errors

@@ -59,6 +59,11 @@ pub const LABKEY_RECONCILED: &str = "nvd_labkey_reconciled_total";
 /// 1 while LabKey is left alone because it did not answer.
 pub const LABKEY_PAUSED: &str = "nvd_labkey_breaker_open";
 
+/// Runs of extracts that ended, by result: `completed`, `failed` or `cancelled`.
+pub const EXTRACT_RUNS: &str = "nvd_extract_runs_total";
+/// Attempts to send a notice, by webhook and result: `sent` or `refused`.
+pub const NOTICES: &str = "nvd_notices_total";
+
 /// Upper bounds of the buckets of all durations, in seconds.
 const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
 
@@ -110,6 +115,8 @@ fn describe() {
     describe_gauge!(EXPORT_AGE, "Age of the newest complete export");
     describe_gauge!(EXPORT_NEXT, "When the next scheduled export is due");
     describe_gauge!(EXPORT_MISSING, "Files of complete exports that are missing from the storage");
+    describe_counter!(EXTRACT_RUNS, "Runs of extracts that ended by result: completed, failed or cancelled");
+    describe_counter!(NOTICES, "Attempts to send a notice by result: sent or refused");
     describe_counter!(LABKEY_UPLOADED, "Rows that LabKey took");
     describe_counter!(LABKEY_ERRORS, "What kept rows from LabKey, by reason");
     describe_gauge!(LABKEY_PENDING, "Rows that still are to be delivered to LabKey");
@@ -155,6 +162,17 @@ pub fn exported(dataset: &str, result: &Result<Option<(u64, u64)>, &Error>, dura
         Err(error) => error.reason(),
     };
     metrics::counter!(EXPORTS, "dataset" => dataset, "result" => word).increment(1);
+}
+
+/// Counts a run of an extract that ended.
+pub fn extracted(result: &str) {
+    metrics::counter!(EXTRACT_RUNS, "result" => result.to_owned()).increment(1);
+}
+
+/// Counts an attempt to send a notice.
+pub fn noticed(webhook: &str, was_sent: bool) {
+    let result = if was_sent { "sent" } else { "refused" };
+    metrics::counter!(NOTICES, "webhook" => webhook.to_owned(), "result" => result).increment(1);
 }
 
 /// Tells the age of the newest export of a dataset, in seconds.

@@ -23,6 +23,12 @@ impl Contender {
         Self { name, command: Box::new(command), output, seconds: Vec::new(), mebibytes: Vec::new() }
     }
 
+    /// What DuckDB is to read: a file, or all Parquet files of a folder. None when nothing was written.
+    pub fn source(&self) -> Option<PathBuf> {
+        let output = self.output.as_ref()?;
+        Some(if output.is_dir() { output.join("*.parquet") } else { output.clone() })
+    }
+
     /// The Parquet files that it wrote.
     pub fn files(&self) -> Vec<PathBuf> {
         match &self.output {

@@ -166,20 +166,18 @@ fn python(program: &str, script: &str, file: &Path, arguments: &[&str]) -> Strin
 
 /// Compares what DuckDB reads in a file with what PostgreSQL has in the table.
 async fn verify(plan: &Plan, service: &Service, contender: &Contender) {
-    let files = contender.files();
-    let (Some(program), [file]) = (&plan.python, files.as_slice()) else { return };
+    let (Some(program), Some(source)) = (&plan.python, contender.source()) else { return };
     let query = plan.sums().map(|sum| format!("({sum})::bigint::text")).join(", ");
     let query = format!("SELECT ARRAY[{query}] FROM {}", plan.table());
     let expected: Vec<String> = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&service.pool).await.expect("sums");
     let sums = plan.sums().map(|sum| format!("({sum})::bigint"));
-    let found = python(program, include_str!("verify.py"), file, &sums.each_ref().map(String::as_str));
+    let found = python(program, include_str!("verify.py"), &source, &sums.each_ref().map(String::as_str));
     assert_eq!(found.split_whitespace().collect::<Vec<_>>(), expected, "{}", contender.name);
 }
 
 /// Milliseconds in which DuckDB finds one sample and the rarest taxon in our file.
 async fn lookups(plan: &Plan, service: &Service, ours: &Contender) {
-    let files = ours.files();
-    let (Some(program), [file]) = (&plan.python, files.as_slice()) else { return };
+    let (Some(program), Some(source)) = (&plan.python, ours.source()) else { return };
     let column = if plan.is_gottcha2() { "taxid" } else { "staxids" };
     let rarest = format!("SELECT {column} FROM {} GROUP BY 1 ORDER BY count(*), 1 LIMIT 1", plan.table());
     let middle = format!(
@@ -193,7 +191,7 @@ async fn lookups(plan: &Plan, service: &Service, ours: &Contender) {
         conditions.push(format!("{column} = '{value}'"));
     }
     let conditions: Vec<&str> = conditions.iter().map(String::as_str).collect();
-    let found = python(program, include_str!("lookups.py"), file, &conditions);
+    let found = python(program, include_str!("lookups.py"), &source, &conditions);
     for (line, condition) in found.lines().zip(conditions) {
         let (millis, rows) = line.split_once(' ').expect("two numbers");
         println!("DuckDB, `{condition}` in our file of {} rows: {millis} ms, {rows} rows", plan.rows);

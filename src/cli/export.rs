@@ -112,7 +112,7 @@ async fn export(app: &App, wish: &Export) -> Result<String> {
         Some(output) => {
             let storage = Storage::open(output)?;
             let lease = Lease::new(Uuid::now_v7(), 1);
-            let target = Target::new(lease.id, &storage, String::new());
+            let target = Target::new(lease.id.to_string(), &storage, String::new());
             let bar = bar();
             let exporting = engine::run(&app.pool, config, plan, &target, &lease);
             let exported = tokio::select! {
@@ -131,7 +131,14 @@ async fn export(app: &App, wish: &Export) -> Result<String> {
         None => {
             catalogued(
                 app,
-                &NewExport { dataset, spec: &spec, retention_days: config.retention_days, dedupe_key: None },
+                &NewExport {
+                    dataset,
+                    spec: &spec,
+                    retention_hours: config.retention_days.saturating_mul(24),
+                    notify: &[],
+                    asked: None,
+                    dedupe_key: None,
+                },
             )
             .await?
         }

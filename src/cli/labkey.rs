@@ -90,7 +90,7 @@ async fn sync(app: &App, dataset: Option<&str>) -> Result<String> {
     let mut is_good = true;
     for name in wanted {
         let (job, _) = enqueue_sync(&mut *app.pool.acquire().await?, &name).await?;
-        app.new_job.notify_waiters();
+        app.wake_workers();
         let bar = bar();
         let ended = tokio::select! {
             ended = follow(app, job.id, &bar) => ended,

@@ -42,15 +42,8 @@ pub struct Send {
     /// Version of the database that the tool searched.
     #[arg(long)]
     db_version: Option<String>,
-    /// Address of the service (also NVD_SUPPORT_URL).
-    #[arg(long)]
-    url: Option<String>,
-    /// File with the token (else NVD_BEARER_TOKEN, else the first credential in _CONDOR_CREDS).
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// Files that are checked and sent at once.
-    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=256))]
-    concurrency: u16,
+    #[command(flatten)]
+    to: Destination,
     /// Name of this file for ever; in an HTCondor job GlobalJobId and file name when absent, else the content.
     #[arg(long)]
     key: Option<String>,
@@ -62,21 +55,51 @@ pub struct Send {
     dry_run: bool,
 }
 
-/// Checks and sends the files, and tells how it ended.
-pub async fn run(config: crate::Result<Config>, options: Send) -> Exit {
-    match prepare_and_send(config, options).await {
-        Ok(exit) => exit,
-        Err(refusal) => {
-            refusal.lines.iter().for_each(|line| eprintln!("error: {line}"));
-            refusal.exit
-        }
+/// Where to send, and how much at once.
+#[derive(Debug, Args)]
+pub struct Destination {
+    /// Address of the service (also NVD_SUPPORT_URL).
+    #[arg(long)]
+    url: Option<String>,
+    /// File with the token (else NVD_BEARER_TOKEN, else the first credential in _CONDOR_CREDS).
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Files that are checked and sent at once.
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=256))]
+    concurrency: u16,
+}
+
+impl Destination {
+    /// Address and token.
+    pub fn access(&self) -> Result<Access, Refusal> {
+        Access::find(self.url.clone(), self.token_file.clone())
+    }
+
+    /// Files at once.
+    pub fn concurrency(&self) -> usize {
+        usize::from(self.concurrency)
     }
 }
 
-async fn prepare_and_send(config: crate::Result<Config>, options: Send) -> Result<Exit, Refusal> {
+/// Checks and sends the files, and tells how it ended.
+pub async fn run(config: crate::Result<Config>, options: Send) -> Exit {
+    prepare_and_send(config, options).await.unwrap_or_else(|refusal| refused(&refusal))
+}
+
+/// Says why nothing can be sent at all.
+pub fn refused(refusal: &Refusal) -> Exit {
+    refusal.lines.iter().for_each(|line| eprintln!("error: {line}"));
+    refusal.exit
+}
+
+/// The datasets that the configuration knows.
+pub fn datasets(config: crate::Result<Config>) -> Result<Datasets, Refusal> {
     let config = config.map_err(|error| configuration(&error))?;
-    let datasets =
-        Datasets::load(config.datasets.dir.as_deref()).map_err(|found| configuration(&Error::Definitions(found)))?;
+    Datasets::load(config.datasets.dir.as_deref()).map_err(|found| configuration(&Error::Definitions(found)))
+}
+
+async fn prepare_and_send(config: crate::Result<Config>, options: Send) -> Result<Exit, Refusal> {
+    let datasets = datasets(config)?;
     let files = files::expand(&options.files)?;
     let rules = Rules {
         dataset: options.dataset.clone(),
@@ -89,11 +112,10 @@ async fn prepare_and_send(config: crate::Result<Config>, options: Send) -> Resul
     let uploader = if options.dry_run {
         None
     } else {
-        let access = Access::find(options.url.clone(), options.token_file.clone())?;
-        let uploader = Uploader::new(access, rules.columns.clone(), options.max_time);
+        let uploader = Uploader::new(options.to.access()?, options.max_time);
         Some(uploader.map_err(|error| configuration(&error))?)
     };
-    Ok(crate::send::send(files, rules, uploader.as_ref(), usize::from(options.concurrency)).await)
+    Ok(crate::send::send(files, rules, uploader.as_ref(), options.to.concurrency()).await)
 }
 
 impl Send {
@@ -122,6 +144,7 @@ impl Send {
     }
 }
 
-fn configuration(error: &Error) -> Refusal {
+/// A refusal of the configuration.
+pub fn configuration(error: &Error) -> Refusal {
     Refusal { exit: Exit::Configuration, lines: vec![error.to_string()] }
 }

@@ -27,6 +27,7 @@ pub struct ExportConfig {
     pub schedules: Vec<ScheduleConfig>,
     pub retention_days: u32,
     pub keep_at_least: u32,
+    pub job_retention_hours: u32,
     #[serde(with = "humantime_serde")]
     pub link_lifetime: Duration,
     #[serde(with = "values::blank")]
@@ -59,6 +60,9 @@ pub struct ScheduleConfig {
     /// `export.retention_days` when absent.
     #[serde(default)]
     pub retention_days: Option<u32>,
+    /// The webhooks that hear how its exports end.
+    #[serde(default)]
+    pub notify: Vec<String>,
 }
 
 impl ExportConfig {
@@ -91,9 +95,14 @@ pub enum Format {
     Json,
     /// One JSON object a line.
     Jsonl,
+    /// One YAML sequence of mappings, one a line.
+    Yaml,
 }
 
 impl Format {
+    /// All formats.
+    pub const ALL: [Self; 5] = [Self::Parquet, Self::Csv, Self::Json, Self::Jsonl, Self::Yaml];
+
     /// The format as it is written, which is also the ending of file names.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -102,6 +111,19 @@ impl Format {
             Self::Csv => "csv",
             Self::Json => "json",
             Self::Jsonl => "jsonl",
+            Self::Yaml => "yaml",
+        }
+    }
+
+    /// What the format is, for people.
+    #[must_use]
+    pub const fn description(self) -> &'static str {
+        match self {
+            Self::Parquet => "Columns in Parquet 2.",
+            Self::Csv => "Comma-separated values by RFC 4180 with a header; nothing between commas is null.",
+            Self::Json => "One JSON array of objects.",
+            Self::Jsonl => "One JSON object a line.",
+            Self::Yaml => "One YAML sequence of mappings, one a line.",
         }
     }
 }

@@ -7,6 +7,7 @@ mod export;
 mod fault;
 mod labkey;
 mod layers;
+mod notify;
 mod secret;
 mod suggest;
 mod values;
@@ -23,6 +24,8 @@ pub use fault::{ConfigError, Fault, Source};
 pub use labkey::{LabkeyConfig, ListConfig, Mode};
 pub use layers::FLAT_NAMES;
 pub use secret::Secret;
+
+pub use notify::{NotifyConfig, Outcome, WebhookConfig, WebhookKind};
 
 use layers::{Layers, Leaf, flatten};
 
@@ -42,6 +45,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub ingest: IngestConfig,
     pub export: ExportConfig,
+    pub notify: NotifyConfig,
     pub labkey: LabkeyConfig,
     pub datasets: DatasetsConfig,
     pub log: LogConfig,
@@ -240,6 +244,7 @@ impl Config {
         check(self.ingest.queue >= 1, "ingest.queue", "must be at least 1");
         check(self.ingest.max_rows <= i32::MAX as u64, "ingest.max_rows", "must be at most 2147483647");
         self.check_export(&mut check);
+        self.check_notify(&mut check);
         self.labkey.check(&mut check);
         let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
         let unique = names.len() == self.auth.tokens.len() && !names.contains("");
@@ -259,10 +264,31 @@ impl Config {
         check(export.batch_bytes.as_u64() >= bytesize::MIB, "export.batch_bytes", "must be at least 1MiB");
         check(export.file_size.as_u64() >= bytesize::MIB, "export.file_size", "must be at least 1MiB");
         check(export.lease >= Duration::from_secs(3), "export.lease", "must be at least 3s");
+        check((1..=8760).contains(&export.job_retention_hours), "export.job_retention_hours", "must be 1 to 8760");
         check(export.max_attempts >= 1, "export.max_attempts", "must be at least 1");
         check(export.link_lifetime >= Duration::from_secs(60), "export.link_lifetime", "must be at least 1m");
         if let Err(reason) = export.interval_cron() {
             check(false, "export.export_interval_hours", &reason);
+        }
+    }
+
+    fn check_notify(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
+        let notify = &self.notify;
+        check(notify.timeout >= Duration::from_secs(1), "notify.timeout", "must be at least 1s");
+        check(notify.max_attempts >= 1, "notify.max_attempts", "must be at least 1");
+        let names: BTreeSet<&str> = notify.webhooks.iter().map(|webhook| webhook.name.as_str()).collect();
+        let unique = names.len() == notify.webhooks.len() && !names.contains("");
+        check(unique, "notify.webhooks", "every webhook needs a name of its own");
+        for webhook in &notify.webhooks {
+            let (name, url) = (&webhook.name, webhook.url.expose());
+            let is_http = url.starts_with("https://") || url.starts_with("http://");
+            check(is_http, "notify.webhooks", &format!("url of `{name}` must begin with https:// or http://"));
+            let long = webhook.secret.as_ref().is_some_and(|secret| secret.expose().len() >= 16);
+            let is_signed = webhook.kind != WebhookKind::Json || long;
+            check(is_signed, "notify.webhooks", &format!("`{name}` needs a secret of 16 letters or more"));
+        }
+        for name in self.export.schedules.iter().flat_map(|schedule| &schedule.notify) {
+            check(names.contains(name.as_str()), "export.schedules", &format!("`{name}` is none of notify.webhooks"));
         }
     }
 

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::row::Cell;
 
 /// The type of a column's values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = ColumnKind)]
 pub enum Kind {
     /// UTF-8 text without NUL.
     Text,

@@ -14,7 +14,6 @@ pub fn record_schema(dataset: &Dataset) -> Value {
         dataset.columns.iter().filter(|column| column.required).map(|column| column.name.as_str()).collect();
     json!({
         "type": "object",
-        "title": dataset.title,
         "description": dataset.description,
         "properties": properties,
         "required": required,
@@ -30,8 +29,31 @@ pub fn example(dataset: &Dataset) -> Value {
     Value::Object(fields.collect())
 }
 
+/// The JSON Schema of a query parameter that fills a column.
+#[must_use]
+pub fn parameter_schema(column: &Column) -> Value {
+    let mut schema = value_schema(column);
+    if column.kind == Kind::Text {
+        schema.insert("minLength".into(), json!(1));
+    }
+    Value::Object(schema)
+}
+
 fn column_schema(column: &Column) -> Value {
-    let mut schema = Map::new();
+    let mut schema = value_schema(column);
+    if let Some(kind) = schema.get_mut("type").filter(|_| !column.required) {
+        *kind = json!([kind, "null"]);
+    }
+    let unit = column.unit.as_ref().map(|unit| format!(" Unit: {unit}.")).unwrap_or_default();
+    schema.insert("description".into(), json!(format!("{}{unit}", column.description)));
+    if let Some(example) = &column.example {
+        schema.insert("example".into(), example.clone());
+    }
+    Value::Object(schema)
+}
+
+/// Type and range of a column's values.
+fn value_schema(column: &Column) -> Map<String, Value> {
     let (name, format) = match column.kind {
         Kind::Text => (Some("string"), None),
         Kind::Int => (Some("integer"), Some("int64")),
@@ -41,15 +63,6 @@ fn column_schema(column: &Column) -> Value {
         // Any value, so no type.
         Kind::Json => (None, None),
     };
-    if let Some(name) = name {
-        let kind = if column.required { json!(name) } else { json!([name, "null"]) };
-        schema.insert("type".into(), kind);
-    }
-    if let Some(format) = format {
-        schema.insert("format".into(), json!(format));
-    }
-    let unit = column.unit.as_ref().map(|unit| format!(" Unit: {unit}.")).unwrap_or_default();
-    schema.insert("description".into(), json!(format!("{}{unit}", column.description)));
     let (min, max) = match column.range {
         None => (None, None),
         Some(Bounds::Int { min, max }) => {
@@ -59,10 +72,7 @@ fn column_schema(column: &Column) -> Value {
             ((min != f64::MIN).then(|| json!(min)), (max != f64::MAX).then(|| json!(max)))
         }
     };
-    for (key, value) in [("minimum", min), ("maximum", max), ("example", column.example.clone())] {
-        if let Some(value) = value {
-            schema.insert(key.into(), value);
-        }
-    }
-    Value::Object(schema)
+    let known =
+        [("type", name.map(Value::from)), ("format", format.map(Value::from)), ("minimum", min), ("maximum", max)];
+    known.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
 }

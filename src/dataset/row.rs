@@ -97,15 +97,15 @@ pub fn check_range(cell: &Cell<'_>, range: Bounds) -> Result<(), String> {
 pub struct Fault {
     /// The line of the decompressed body, from 1; absent for a query parameter.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, example = 17)]
+    #[schema(minimum = 1, example = 17, nullable = false)]
     pub line: Option<u64>,
     /// The character of that line where the trouble begins, from 1.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, example = 42)]
+    #[schema(minimum = 1, example = 42, nullable = false)]
     pub column: Option<u64>,
     /// The column of the dataset, or the query parameter.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = "read_count")]
+    #[schema(example = "read_count", nullable = false)]
     pub field: Option<String>,
     /// What is wrong, and what to do.
     #[schema(example = "must be at least 0")]

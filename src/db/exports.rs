@@ -72,8 +72,8 @@ pub struct Completed {
     pub prefix: String,
     /// When the state was taken that the files hold.
     pub snapshot_at: DateTime<Utc>,
-    /// Days until it may be removed.
-    pub retention_days: u32,
+    /// Hours until it may be removed.
+    pub retention_hours: u32,
     /// The files.
     pub files: Vec<ExportFile>,
 }
@@ -81,6 +81,9 @@ pub struct Completed {
 const SELECT: &str =
     "SELECT e.id, e.job_id, e.dataset, e.spec, j.state AS status, e.rows, e.bytes, e.csv_bytes, e.prefix,
     e.snapshot_at, e.created_at, e.completed_at, e.expires_at FROM exports e JOIN jobs j ON j.id = e.job_id";
+
+/// What users asked for by an export job is not in the catalogue.
+const CATALOGUED: &str = "NOT EXISTS (SELECT FROM export_jobs x WHERE x.export_id = e.id)";
 
 /// Which exports [`list`] answers with; `None` does not filter.
 #[derive(Debug, Default)]
@@ -135,7 +138,7 @@ pub async fn list(pool: &PgPool, filter: &Filter<'_>) -> Result<Vec<Export>> {
     let sql = format!(
         "-- exports.list
         {SELECT} WHERE ($1::text IS NULL OR e.dataset = $1) AND ($2::text IS NULL OR j.state = $2)
-          AND ($3::uuid IS NULL OR e.id < $3) ORDER BY e.id DESC LIMIT $4"
+          AND ($3::uuid IS NULL OR e.id < $3) AND {CATALOGUED} ORDER BY e.id DESC LIMIT $4"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))
         .bind(filter.dataset)
@@ -178,15 +181,15 @@ pub async fn files(pool: &PgPool, exports: &[Uuid]) -> Result<Vec<ExportFile>> {
     .await?)
 }
 
-/// Records a complete export with its files.
+/// Records a complete export with its files; false when it is not there any more.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn complete(connection: &mut PgConnection, id: Uuid, done: &Completed) -> Result<()> {
-    sqlx::query(
+pub async fn complete(connection: &mut PgConnection, id: Uuid, done: &Completed) -> Result<bool> {
+    let completed = sqlx::query(
         "-- exports.complete
         UPDATE exports SET rows = $2, bytes = $3, csv_bytes = $4, prefix = $5, snapshot_at = $6, completed_at = now(),
-            expires_at = now() + $7 * interval '1 day' WHERE id = $1",
+            expires_at = now() + $7 * interval '1 hour' WHERE id = $1",
     )
     .bind(id)
     .bind(done.rows.cast_signed())
@@ -194,9 +197,12 @@ pub async fn complete(connection: &mut PgConnection, id: Uuid, done: &Completed)
     .bind(done.csv_bytes.cast_signed())
     .bind(&done.prefix)
     .bind(done.snapshot_at)
-    .bind(f64::from(done.retention_days))
+    .bind(f64::from(done.retention_hours))
     .execute(&mut *connection)
     .await?;
+    if completed.rows_affected() == 0 {
+        return Ok(false);
+    }
     for file in &done.files {
         sqlx::query(
             "-- exports.add_file
@@ -214,7 +220,7 @@ pub async fn complete(connection: &mut PgConnection, id: Uuid, done: &Completed)
         .execute(&mut *connection)
         .await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Removes an export from the catalogue; false when it is not there.
@@ -226,7 +232,8 @@ pub async fn delete(pool: &PgPool, id: Uuid) -> Result<bool> {
     Ok(deleted.rows_affected() == 1)
 }
 
-/// Complete exports whose time is over, but for the newest `keep` of each dataset; and failed ones of long ago.
+/// Complete exports whose time is over, but for the newest `keep` of each dataset in the catalogue; and what nobody will
+/// ask for any more: failed ones, and export jobs that expired long ago.
 ///
 /// # Errors
 /// A database out of reach.
@@ -235,10 +242,11 @@ pub async fn expired(pool: &PgPool, keep: u32) -> Result<Vec<Export>> {
         "-- exports.expired
         WITH ranked AS (
             SELECT id, row_number() OVER (PARTITION BY dataset ORDER BY completed_at DESC) AS place
-            FROM exports WHERE completed_at IS NOT NULL)
+            FROM exports e WHERE completed_at IS NOT NULL AND {CATALOGUED})
         {SELECT} LEFT JOIN ranked ON ranked.id = e.id
         WHERE (e.expires_at < now() AND ranked.place > $1)
-           OR (j.state IN ('failed', 'cancelled') AND j.finished_at < now() - interval '7 days')"
+           OR (j.state IN ('failed', 'cancelled') AND j.finished_at < now() - interval '7 days')
+           OR EXISTS (SELECT FROM export_jobs x WHERE x.export_id = e.id AND x.expired_at < now() - interval '30 days')"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(i64::from(keep)).fetch_all(pool).await?)
 }
@@ -250,8 +258,8 @@ pub async fn expired(pool: &PgPool, keep: u32) -> Result<Vec<Export>> {
 pub async fn in_use(pool: &PgPool) -> Result<Vec<(Uuid, Option<String>)>> {
     Ok(sqlx::query_as(
         "-- exports.in_use
-        SELECT e.id, e.prefix FROM exports e JOIN jobs j ON j.id = e.job_id
-        WHERE j.state IN ('pending', 'running', 'completed')",
+        SELECT e.id, e.prefix FROM exports e JOIN jobs j ON j.id = e.job_id LEFT JOIN export_jobs x ON x.export_id = e.id
+        WHERE x.expired_at IS NULL AND j.state IN ('pending', 'running', 'completed')",
     )
     .fetch_all(pool)
     .await?)
@@ -262,11 +270,10 @@ pub async fn in_use(pool: &PgPool) -> Result<Vec<(Uuid, Option<String>)>> {
 /// # Errors
 /// A database out of reach.
 pub async fn ages(pool: &PgPool) -> Result<Vec<(String, f64)>> {
-    Ok(sqlx::query_as(
+    let sql = format!(
         "-- exports.ages
-        SELECT dataset, extract(epoch FROM now() - max(completed_at))::float8 FROM exports
-        WHERE completed_at IS NOT NULL GROUP BY dataset",
-    )
-    .fetch_all(pool)
-    .await?)
+        SELECT dataset, extract(epoch FROM now() - max(completed_at))::float8 FROM exports e
+        WHERE completed_at IS NOT NULL AND {CATALOGUED} GROUP BY dataset"
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).fetch_all(pool).await?)
 }

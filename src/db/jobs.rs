@@ -2,7 +2,7 @@
 //! has stopped renewing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -64,6 +64,15 @@ pub struct Progress {
     rows: AtomicU64,
     bytes: AtomicU64,
     total: AtomicU64,
+    schemas: Mutex<Schemas>,
+}
+
+/// How far work on several datasets is.
+#[derive(Debug, Clone, Default)]
+struct Schemas {
+    total: usize,
+    completed: usize,
+    current: Option<String>,
 }
 
 impl Progress {
@@ -75,6 +84,27 @@ impl Progress {
     /// So many rows are expected, if that is known.
     pub fn expect_rows(&self, total: Option<u64>) {
         self.total.store(total.unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    /// So many datasets are worked on.
+    pub fn expect_schemas(&self, total: usize) {
+        *self.schemas() = Schemas { total, ..Schemas::default() };
+    }
+
+    /// Work on a dataset begins.
+    pub fn enter_schema(&self, name: &str) {
+        self.schemas().current = Some(name.to_owned());
+    }
+
+    /// Work on a dataset has ended.
+    pub fn leave_schema(&self) {
+        let mut schemas = self.schemas();
+        schemas.current = None;
+        schemas.completed += 1;
+    }
+
+    fn schemas(&self) -> MutexGuard<'_, Schemas> {
+        self.schemas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// More rows were read.
@@ -93,13 +123,21 @@ impl Progress {
         (self.rows.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
     }
 
-    /// As it is stored: `{phase, rows, bytes, total_rows}`.
+    /// As it is stored: `{phase, rows, bytes, total_rows}`, and what is known of datasets when there are several.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let (rows, total) = self.rows();
         let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         let total = (total > 0).then_some(total);
-        json!({"phase": phase, "rows": rows, "bytes": self.bytes.load(Ordering::Relaxed), "total_rows": total})
+        let mut progress =
+            json!({"phase": phase, "rows": rows, "bytes": self.bytes.load(Ordering::Relaxed), "total_rows": total});
+        let schemas = self.schemas().clone();
+        if schemas.total > 0 {
+            progress["schemas_total"] = schemas.total.into();
+            progress["schemas_completed"] = schemas.completed.into();
+            progress["current_schema"] = schemas.current.into();
+        }
+        progress
     }
 }
 
@@ -230,16 +268,16 @@ pub async fn list(pool: &PgPool, state: Option<&str>, before: Option<Uuid>, limi
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(state).bind(before).bind(limit).fetch_all(pool).await?)
 }
 
-/// Takes the next job of a kind that is due, or that its worker has left, for the time of a lease.
+/// Takes the next job of some kinds that is due, or that its worker has left, for the time of a lease.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn claim(pool: &PgPool, kind: &str, worker: &str, lease: Duration) -> Result<Option<Job>> {
+pub async fn claim(pool: &PgPool, worker: &str, lease: Duration, kinds: &[&str]) -> Result<Option<Job>> {
     let sql = format!(
         "-- jobs.claim
         WITH due AS (
             SELECT id AS due_id FROM jobs
-            WHERE kind = $3
+            WHERE kind = ANY($3)
               AND ((state = 'pending' AND run_at <= now()) OR (state = 'running' AND lease_until < now()))
             ORDER BY priority DESC, run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
         UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = $1, progress = '{{}}',
@@ -247,7 +285,7 @@ pub async fn claim(pool: &PgPool, kind: &str, worker: &str, lease: Duration) -> 
         FROM due WHERE id = due_id
         RETURNING {COLUMNS}"
     );
-    let claimed = sqlx::query_as(AssertSqlSafe(sql)).bind(worker).bind(lease.as_secs_f64()).bind(kind);
+    let claimed = sqlx::query_as(AssertSqlSafe(sql)).bind(worker).bind(lease.as_secs_f64()).bind(kinds);
     Ok(claimed.fetch_optional(pool).await?)
 }
 
@@ -379,7 +417,8 @@ pub async fn forget(pool: &PgPool, days: u32) -> Result<u64> {
     let forgotten = sqlx::query(
         "-- jobs.forget
         DELETE FROM jobs WHERE finished_at < now() - $1 * interval '1 day'
-          AND NOT EXISTS (SELECT FROM exports WHERE exports.job_id = jobs.id)",
+          AND NOT EXISTS (SELECT FROM exports WHERE exports.job_id = jobs.id)
+          AND NOT EXISTS (SELECT FROM extract_runs WHERE extract_runs.job_id = jobs.id)",
     )
     .bind(f64::from(days))
     .execute(pool)

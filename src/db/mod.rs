@@ -1,8 +1,12 @@
 //! Where rows live: the connection pool, migrations, dataset tables, submissions, jobs, the catalogue of exports,
 //! deliveries to LabKey, and the embedded PostgreSQL.
 
+pub mod artifacts;
 pub mod embedded;
+pub mod export_jobs;
 pub mod exports;
+pub mod extract_runs;
+pub mod extracts;
 pub mod jobs;
 pub mod keys;
 pub mod labkey;

@@ -19,6 +19,15 @@ pub async fn last_tick(pool: &PgPool, name: &str, now: DateTime<Utc>) -> Result<
     Ok(tick.bind(name).fetch_one(pool).await?)
 }
 
+/// Forgets a schedule: one of that name begins anew.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn forget(connection: &mut PgConnection, name: &str) -> Result<()> {
+    sqlx::query("-- schedules.forget\nDELETE FROM schedules WHERE name = $1").bind(name).execute(connection).await?;
+    Ok(())
+}
+
 /// Takes a tick, in the transaction that acts upon it; false when another replica did.
 ///
 /// # Errors

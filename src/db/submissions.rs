@@ -94,6 +94,33 @@ pub async fn by_id(pool: &PgPool, id: i64) -> Result<Option<Submission>> {
         .await?)
 }
 
+/// What is stored of a dataset.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct Total {
+    /// The dataset's name.
+    pub dataset: String,
+    /// Its rows.
+    pub rows: i64,
+    /// When the earliest was stored.
+    pub first: DateTime<Utc>,
+    /// When the latest was stored.
+    pub last: DateTime<Utc>,
+}
+
+/// What is stored of each dataset that has rows.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn totals(pool: &PgPool) -> Result<Vec<Total>> {
+    Ok(sqlx::query_as(
+        "-- submissions.totals
+        SELECT dataset, sum(rows)::bigint AS rows, min(created_at) AS first, max(created_at) AS last FROM submissions
+        WHERE rows > 0 GROUP BY dataset",
+    )
+    .fetch_all(pool)
+    .await?)
+}
+
 /// Which submissions [`list`] answers with; `None` does not filter.
 #[derive(Debug, Default)]
 pub struct Filter {

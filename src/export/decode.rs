@@ -23,7 +23,7 @@ use crate::dataset::Kind;
 use crate::error::{Error, Result};
 
 /// Rows of one batch.
-pub const BATCH: usize = 8192;
+pub const BATCH: usize = 4096;
 
 /// Text of one column in one batch at most, so that 32-bit offsets suffice and memory stays bounded.
 const BATCH_TEXT: usize = 16 * 1024 * 1024;

@@ -15,7 +15,7 @@ use super::text;
 use crate::error::{Error, Result};
 
 /// Bytes that travel to the uploader together.
-const PIECE: usize = 1024 * 1024;
+const PIECE: usize = 512 * 1024;
 
 /// What encoders hand over.
 pub enum Encoded {
@@ -155,7 +155,7 @@ impl Files<'_> {
         let sink = match open.kind {
             OpenKind::Parquet(file) => file.finish(open.stats.rows)?,
             OpenKind::Text(mut sink) => {
-                let end = text::end(self.plan.format);
+                let end = text::end(self.plan.format, open.stats.rows);
                 // An empty file is no gzip file: one piece at least.
                 if !end.is_empty() || sink.bytes == 0 {
                     sink.send(&text::compress(self.plan, end)?)?;
@@ -184,8 +184,10 @@ pub struct Sink {
 }
 
 impl Sink {
-    fn new(output: mpsc::Sender<Output>) -> Self {
-        Self { output, buffer: Vec::new(), digest: Sha256::new(), bytes: 0 }
+    /// A file of which nothing is written yet.
+    #[must_use]
+    pub fn new(output: mpsc::Sender<Output>) -> Self {
+        Self { output, buffer: Vec::with_capacity(PIECE), digest: Sha256::new(), bytes: 0 }
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -193,11 +195,15 @@ impl Sink {
     }
 
     fn hand_over(&mut self) -> io::Result<()> {
-        let bytes = Bytes::from(std::mem::take(&mut self.buffer));
+        let bytes = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE)));
         self.output.blocking_send(Output::Bytes(bytes)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
-    fn end(mut self, stats: Stats) -> Result<()> {
+    /// Ends the file, and says what is known of its rows.
+    ///
+    /// # Errors
+    /// An uploader that has given up.
+    pub fn end(mut self, stats: Stats) -> Result<()> {
         self.hand_over().map_err(|_| gone())?;
         let written = Written { bytes: self.bytes, sha256: self.digest.finalize().into(), stats };
         self.output.blocking_send(Output::End(written)).map_err(|_| gone())

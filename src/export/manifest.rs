@@ -4,7 +4,6 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use super::Exported;
 use super::spec::Plan;
@@ -14,14 +13,30 @@ use crate::error::{Error, Result};
 /// The manifest's name in the folder of the export.
 pub const FILE: &str = "manifest.json";
 
+/// The media type of a file, told by its name.
+#[must_use]
+pub fn media_type(name: &str) -> &'static str {
+    match name.rsplit('.').next().unwrap_or_default() {
+        "parquet" => "application/vnd.apache.parquet",
+        "csv" => "text/csv; charset=utf-8",
+        "json" => "application/json",
+        "jsonl" => "application/x-ndjson",
+        "yaml" => "application/yaml",
+        "zip" => "application/zip",
+        "gz" => "application/gzip",
+        "zst" => "application/zstd",
+        _ => "application/octet-stream",
+    }
+}
+
 /// Notes for the metadata of each Parquet file.
 #[must_use]
-pub fn notes(plan: &Plan, id: Uuid, snapshot_at: DateTime<Utc>) -> Vec<(&'static str, String)> {
+pub fn notes(plan: &Plan, id: &str, snapshot_at: DateTime<Utc>) -> Vec<(&'static str, String)> {
     vec![
         ("nvd.dataset", plan.dataset.name.clone()),
         ("nvd.schema_version", schema_version(plan)),
         ("nvd.service_version", env!("CARGO_PKG_VERSION").to_owned()),
-        ("nvd.export_id", id.to_string()),
+        ("nvd.export_id", id.to_owned()),
         ("nvd.snapshot_at", snapshot_at.to_rfc3339()),
     ]
 }
@@ -38,7 +53,7 @@ fn schema_version(plan: &Plan) -> String {
 /// The manifest: written last, so that whoever finds it finds all it names.
 #[derive(Serialize)]
 pub struct Manifest {
-    export_id: Uuid,
+    export_id: String,
     dataset: String,
     schema_version: String,
     service_version: &'static str,
@@ -70,7 +85,7 @@ struct ManifestFile {
 impl Manifest {
     /// The manifest of what was written.
     #[must_use]
-    pub fn new(plan: &Plan, id: Uuid, exported: &Exported) -> Self {
+    pub fn new(plan: &Plan, id: &str, exported: &Exported) -> Self {
         let files = exported.files.iter().map(|(name, file)| ManifestFile {
             name: name.clone(),
             rows: file.stats.rows,
@@ -82,7 +97,7 @@ impl Manifest {
         let columns =
             plan.columns.iter().map(|column| ManifestColumn { name: column.name.clone(), kind: column.kind }).collect();
         Self {
-            export_id: id,
+            export_id: id.to_owned(),
             dataset: plan.dataset.name.clone(),
             schema_version: schema_version(plan),
             service_version: env!("CARGO_PKG_VERSION"),

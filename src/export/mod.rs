@@ -1,41 +1,44 @@
 //! Rows -> files: a consistent snapshot of a dataset, written to storage as a whole or not at all.
 //!
-//! Several connections read ranges of the table from one [`snapshot`] and decode them ([`decode`]); beside each, a
-//! thread encodes ([`encode`]: [`parquet`], [`text`]); one thread puts the parts together in order ([`files`]), and its
-//! bytes are uploaded as they come. Bounded channels lie between them, so that memory does not grow with the table. The
-//! [`manifest`] is written last.
+//! [`run`] writes one dataset with its [`manifest`], which comes last. [`write`] writes the files of one dataset from a
+//! [`snapshot`] that may serve several. Several connections read ranges of the table and decode them ([`decode`]);
+//! beside each, a thread encodes ([`encode`]: [`parquet`], [`text`]); one thread puts the parts together in order
+//! ([`files`]), and its bytes are uploaded as they come. Bounded channels lie between them, so that memory does not grow
+//! with the table.
 
 pub mod decode;
 pub mod encode;
 pub mod files;
+pub mod filters;
 pub mod manifest;
 pub mod parquet;
-mod snapshot;
+pub mod snapshot;
 pub mod spec;
 pub mod text;
+mod upload;
+pub mod yaml;
+pub mod zip;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use object_store::WriteMultipart;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgPool, Postgres};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use uuid::Uuid;
 
 use crate::config::ExportConfig;
 use crate::db::jobs::{Lease, Progress};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use encode::{Encoder, Limits, Stats};
-use files::{Encoded, Output, Written};
+use files::{Encoded, Written};
 use manifest::Manifest;
 use parquet::Layout;
-use snapshot::{Read, Snapshot};
+use snapshot::{Read, Snapshot, Table};
 use spec::Plan;
+use upload::FileNames;
 
 /// Batches between a connection and its encoder.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -43,7 +46,7 @@ const BATCHES_IN_FLIGHT: usize = 2;
 /// Parts between the encoders and the writer.
 const PARTS_IN_FLIGHT: usize = 1;
 
-/// Pieces of a megabyte between the writer and the uploader, and uploads of parts at the same time.
+/// Pieces of half a megabyte between the writer and the uploader, and uploads of parts at the same time.
 const PIECES_IN_FLIGHT: usize = 2;
 
 /// Ranges of pages that hold about the rows of one row group.
@@ -67,8 +70,8 @@ pub struct Exported {
 
 /// What an export is called, and where it goes.
 pub struct Target<'t> {
-    /// The export.
-    pub id: Uuid,
+    /// Its name for people and programs: an id.
+    pub id: String,
     /// Where to write.
     pub storage: &'t Storage,
     /// The folder of this attempt; the root of the storage when empty.
@@ -80,19 +83,22 @@ pub struct Target<'t> {
 impl<'t> Target<'t> {
     /// A target in which nothing is written yet.
     #[must_use]
-    pub fn new(id: Uuid, storage: &'t Storage, prefix: String) -> Self {
+    pub fn new(id: String, storage: &'t Storage, prefix: String) -> Self {
         Self { id, storage, prefix, written: Mutex::default() }
     }
 
     /// The name of a file in the storage, which is remembered.
-    fn name(&self, file: &str) -> String {
+    pub fn name(&self, file: &str) -> String {
         let name = if self.prefix.is_empty() { file.to_owned() } else { format!("{}/{file}", self.prefix) };
         self.written.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
         name
     }
 
     /// Removes all files again.
-    async fn remove(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn remove(&self) -> Result<()> {
         let written = std::mem::take(&mut *self.written.lock().unwrap_or_else(PoisonError::into_inner));
         for name in written {
             self.storage.delete_file(&name).await?;
@@ -101,7 +107,7 @@ impl<'t> Target<'t> {
     }
 }
 
-/// Writes a snapshot to a folder of the storage: all files and the manifest, or nothing.
+/// Writes the state of now of a dataset to a folder of the storage: all files and the manifest, or nothing.
 ///
 /// # Errors
 /// A database or a storage that fails, or [`Error::Cancelled`].
@@ -112,7 +118,7 @@ pub async fn run(
     target: &Target<'_>,
     lease: &Lease,
 ) -> Result<Exported> {
-    let written = write(pool, config, plan, target, lease).await;
+    let written = write_with_manifest(pool, config, plan, target, lease).await;
     if written.is_err()
         && let Err(error) = target.remove().await
     {
@@ -122,31 +128,61 @@ pub async fn run(
     written
 }
 
-async fn write(
+async fn write_with_manifest(
     pool: &PgPool,
     config: &ExportConfig,
-    mut plan: Plan,
+    plan: Plan,
     target: &Target<'_>,
     lease: &Lease,
 ) -> Result<Exported> {
     let progress = &lease.progress;
     progress.enter("snapshot");
-    let snapshot = Snapshot::take(pool, &plan.dataset).await?;
-    progress.expect_rows(if plan.is_whole() { Some(snapshot.rows) } else { plan.row_limit });
-    plan.expect_sparse(&snapshot.sparse);
+    let snapshot = Snapshot::take(pool).await?;
+    let table = snapshot.table(&plan.dataset).await?;
+    let limit = plan.row_limit.map(|limit| limit.min(table.rows));
+    progress.expect_rows(if plan.is_whole() { Some(table.rows) } else { limit });
+    progress.enter("reading");
+    let stem = format!("{}_{}", plan.dataset.name, snapshot.taken_at.format("%Y%m%d_%H%M%S"));
+    let exported = write(snapshot, &table, config, plan.clone(), &stem, target, lease).await?;
+    progress.enter("manifest");
+    let manifest = Manifest::new(&plan, &target.id, &exported).to_json()?;
+    // A folder of its own has one manifest; any other may have several.
+    let name = if target.prefix.is_empty() { format!("{stem}.{}", manifest::FILE) } else { manifest::FILE.to_owned() };
+    target.storage.put(&target.name(&name), manifest).await?;
+    Ok(exported)
+}
+
+/// Writes the files of a dataset, named after `stem`. The snapshot is let go as soon as the table is read, unless the
+/// caller keeps it for others.
+///
+/// # Errors
+/// A database or a storage that fails, or [`Error::Cancelled`]. Files that are finished by then stay: the target knows them.
+pub async fn write(
+    snapshot: Arc<Snapshot>,
+    table: &Table,
+    config: &ExportConfig,
+    mut plan: Plan,
+    stem: &str,
+    target: &Target<'_>,
+    lease: &Lease,
+) -> Result<Exported> {
+    let progress = &lease.progress;
+    plan.expect_sparse(&table.sparse);
     let snapshot_at = snapshot.taken_at;
-    let ranges = Arc::new(Ranges::new(&plan, config, &snapshot));
-    let readers = snapshot.readers(ranges.readers(config)).await?;
+    let ranges = Arc::new(Ranges::new(&plan, config, table));
+    let mut connections = Vec::new();
+    for _ in 0..ranges.readers(config) {
+        connections.push(snapshot.connection().await?);
+    }
     // One thread more than readers, since the shares of the columns are never equal.
-    let layout = Layout::new(&plan, &manifest::notes(&plan, target.id, snapshot_at), readers.len() + 1)?;
+    let layout = Layout::new(&plan, &manifest::notes(&plan, &target.id, snapshot_at), connections.len() + 1)?;
     let plan = Arc::new(plan);
     let layout = Arc::new(layout);
-    progress.enter("reading");
     let mut work = JoinSet::new();
     let (to_writer, encoded) = mpsc::channel(PARTS_IN_FLIGHT);
     // Text is written in the order of the table; the parts of it that are not due wait in memory, so they are few.
-    let tickets = plan.is_ordered().then(|| files::tickets(readers.len()));
-    let encoders = if plan.is_ordered() { readers.len() } else { 1 };
+    let tickets = plan.is_ordered().then(|| files::tickets(connections.len()));
+    let encoders = if plan.is_ordered() { connections.len() } else { 1 };
     let mut to_encoders = Vec::new();
     for _ in 0..encoders {
         let (to_encoder, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
@@ -154,25 +190,25 @@ async fn write(
         let encoding = (Arc::clone(&plan), Arc::clone(&layout), ranges.limits, to_writer.clone());
         work.spawn_blocking(move || encode_all(&encoding.0, &encoding.1, encoding.2, batches, &encoding.3));
     }
-    for (index, reader) in readers.into_iter().enumerate() {
+    for (index, connection) in connections.into_iter().enumerate() {
         let reading = Reader {
             plan: Arc::clone(&plan),
             ranges: Arc::clone(&ranges),
             tickets: tickets.clone(),
             progress: Arc::clone(progress),
+            snapshot: Arc::clone(&snapshot),
         };
-        work.spawn(reading.run(reader, to_encoders[index % encoders].clone()));
+        work.spawn(reading.run(connection, to_encoders[index % encoders].clone()));
     }
-    drop(to_encoders);
-    drop(to_writer);
+    drop((to_encoders, to_writer, snapshot));
     let (to_uploader, mut output) = mpsc::channel(PIECES_IN_FLIGHT);
     let writing = (Arc::clone(&plan), Arc::clone(&layout), config.file_size.as_u64());
     work.spawn_blocking(move || {
         files::write(&writing.0, &writing.1, writing.2, encoded, tickets.as_deref(), &to_uploader)
     });
-    let names = FileNames { dataset: &plan.dataset.name, at: snapshot_at, extension: plan.extension() };
+    let names = FileNames { stem, extension: plan.extension() };
     let uploaded = tokio::select! {
-        uploaded = upload(target, &names, &mut output, progress) => uploaded,
+        uploaded = upload::run(target, &names, &mut output, progress) => uploaded,
         () = lease.cancelled() => Err(Error::Cancelled),
     };
     // Whoever still works finds that nobody listens, and ends.
@@ -188,13 +224,7 @@ async fn write(
     let mut stats = Stats::default();
     files.iter().for_each(|(_, file)| stats.add(&file.stats));
     let bytes = files.iter().map(|(_, file)| file.bytes).sum();
-    let exported = Exported { files, snapshot_at, stats, bytes };
-    progress.enter("manifest");
-    let manifest = Manifest::new(&plan, target.id, &exported).to_json()?;
-    // A folder of its own has one manifest; any other may have several.
-    let name = if target.prefix.is_empty() { names.manifest() } else { manifest::FILE.to_owned() };
-    target.storage.put(&target.name(&name), manifest).await?;
-    Ok(exported)
+    Ok(Exported { files, snapshot_at, stats, bytes })
 }
 
 /// The first error of all that work, once all have ended.
@@ -222,7 +252,7 @@ struct Ranges {
 }
 
 impl Ranges {
-    fn new(plan: &Plan, config: &ExportConfig, snapshot: &Snapshot) -> Self {
+    fn new(plan: &Plan, config: &ExportConfig, table: &Table) -> Self {
         let bytes = usize::try_from(config.batch_bytes.as_u64()).unwrap_or(usize::MAX);
         let (rows, limits) = if plan.is_ordered() {
             let rows = TEXT_ROWS.min(config.batch_size);
@@ -232,12 +262,12 @@ impl Ranges {
             // Short, so that no reader works on alone for long at the end of the table.
             ((config.batch_size / RANGES).max(1), Limits { rows: config.batch_size, bytes })
         };
-        let whole = plan.row_limit.is_some() || plan.is_lookup || snapshot.pages == 0 || snapshot.rows == 0;
+        let whole = plan.row_limit.is_some() || plan.is_lookup || table.pages == 0 || table.rows == 0;
         #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
-        let step = (snapshot.pages as f64 * rows as f64 / snapshot.rows as f64).ceil() as i64;
+        let step = (table.pages as f64 * rows as f64 / table.rows as f64).ceil() as i64;
         let step = if whole { i64::MAX } else { step.max(1) };
-        let count = if whole { 1 } else { usize::try_from((snapshot.pages + step - 1) / step).unwrap_or(1) };
-        Self { pages: snapshot.pages, step, count, next: AtomicUsize::new(0), limits }
+        let count = if whole { 1 } else { usize::try_from((table.pages + step - 1) / step).unwrap_or(1) };
+        Self { pages: table.pages, step, count, next: AtomicUsize::new(0), limits }
     }
 
     fn readers(&self, config: &ExportConfig) -> usize {
@@ -263,10 +293,11 @@ struct Reader {
     ranges: Arc<Ranges>,
     tickets: Option<Arc<Semaphore>>,
     progress: Arc<Progress>,
+    snapshot: Arc<Snapshot>,
 }
 
 impl Reader {
-    /// Reads ranges until none is left.
+    /// Reads ranges until none is left. A connection that ends within a COPY is not used again.
     async fn run(self, mut connection: PoolConnection<Postgres>, output: mpsc::Sender<Read>) -> Result<()> {
         loop {
             if let Some(tickets) = &self.tickets {
@@ -286,8 +317,7 @@ impl Reader {
                 return Ok(());
             }
         }
-        // No transaction outlives the read.
-        sqlx::query("-- export.end\nCOMMIT").execute(&mut *connection).await?;
+        self.snapshot.give_back(connection);
         Ok(())
     }
 }
@@ -322,98 +352,4 @@ fn encode_all(
         send(Encoded::Part(0, part))?;
     }
     Ok(())
-}
-
-struct FileNames<'n> {
-    dataset: &'n str,
-    at: DateTime<Utc>,
-    extension: String,
-}
-
-impl FileNames<'_> {
-    /// The name of a file, numbered from the second on.
-    fn name(&self, number: usize) -> String {
-        let number = if number == 1 { String::new() } else { format!("_{number}") };
-        format!("{}{number}.{}", self.stem(), self.extension)
-    }
-
-    /// The name of the manifest in a folder that holds other exports.
-    fn manifest(&self) -> String {
-        format!("{}.{}", self.stem(), manifest::FILE)
-    }
-
-    fn stem(&self) -> String {
-        format!("{}_{}", self.dataset, self.at.format("%Y%m%d_%H%M%S"))
-    }
-}
-
-/// Uploads file after file. An upload that breaks off is aborted.
-async fn upload(
-    target: &Target<'_>,
-    names: &FileNames<'_>,
-    output: &mut mpsc::Receiver<Output>,
-    progress: &Progress,
-) -> Result<Vec<(String, Written)>> {
-    let mut files = Vec::new();
-    let mut upload: Option<Upload> = None;
-    while let Some(piece) = output.recv().await {
-        let current = match upload.take() {
-            Some(current) => current,
-            None => {
-                let name = names.name(files.len() + 1);
-                let upload = target.storage.create(&target.name(&name)).await?;
-                Upload { name, upload: Some(upload) }
-            }
-        };
-        match piece {
-            Output::Bytes(bytes) => {
-                progress.add_bytes(bytes.len() as u64);
-                upload = Some(current.put(bytes).await?);
-            }
-            Output::End(written) => files.push((current.finish().await?, written)),
-        }
-    }
-    match upload {
-        Some(unfinished) => {
-            drop(unfinished);
-            Err(Error::Internal("the writer ended within a file".into()))
-        }
-        None => Ok(files),
-    }
-}
-
-/// One file on its way. Dropped before it is finished, it is aborted, so that the storage keeps nothing of it.
-struct Upload {
-    name: String,
-    upload: Option<WriteMultipart>,
-}
-
-impl Upload {
-    async fn put(mut self, bytes: Bytes) -> Result<Self> {
-        if let Some(upload) = &mut self.upload {
-            upload.wait_for_capacity(PIECES_IN_FLIGHT).await?;
-            upload.put(bytes);
-        }
-        Ok(self)
-    }
-
-    /// Completes the file, and answers with its name.
-    async fn finish(mut self) -> Result<String> {
-        if let Some(upload) = self.upload.take() {
-            upload.finish().await?;
-        }
-        Ok(std::mem::take(&mut self.name))
-    }
-}
-
-impl Drop for Upload {
-    fn drop(&mut self) {
-        if let Some(upload) = self.upload.take() {
-            tokio::spawn(async move {
-                if let Err(error) = upload.abort().await {
-                    tracing::warn!(%error, "an upload could not be aborted");
-                }
-            });
-        }
-    }
 }

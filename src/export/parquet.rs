@@ -18,6 +18,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersi
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
 
+use super::decode::BATCH;
 use super::spec::{Compression, Plan};
 use crate::dataset::Kind;
 use crate::error::{Error, Result};
@@ -30,6 +31,9 @@ const TEXT_DICTIONARY: usize = 8 * 1024 * 1024;
 
 /// The same for numbers: with more distinct ones, of eight bytes each, they are smaller and faster without a dictionary.
 const NUMBER_DICTIONARY: usize = 64 * 1024;
+
+/// Rows of one page. Pages end with batches, so this is a multiple of a batch.
+const PAGE_ROWS: usize = 6 * BATCH;
 
 /// Distinct values of a looked-up column in one row group that its Bloom filter is made for, and its rate of errors:
 /// about 24 KiB a filter.
@@ -212,6 +216,7 @@ fn properties(plan: &Plan, notes: &[(&str, String)]) -> Result<WriterProperties>
         .set_created_by(format!("nvd-support-car version {}", env!("CARGO_PKG_VERSION")))
         .set_compression(codec)
         .set_dictionary_page_size_limit(TEXT_DICTIONARY)
+        .set_data_page_row_count_limit(PAGE_ROWS)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_statistics_truncate_length(Some(STATISTICS))
         .set_column_index_truncate_length(Some(STATISTICS))

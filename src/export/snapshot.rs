@@ -1,6 +1,6 @@
 //! One state of the database, read by several connections side by side.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
@@ -24,18 +24,26 @@ pub enum Read {
     End(usize),
 }
 
-/// A state of the database that does not change while it is read.
+/// A state of the database that does not change while it is read: by one export after the other, or by several side by
+/// side. It lives for as long as somebody holds it.
 pub struct Snapshot {
     pool: PgPool,
-    /// Holds the state until all readers have it.
-    holder: PoolConnection<Postgres>,
+    /// Connections that see the state and have nothing to read.
+    idle: Mutex<Vec<PoolConnection<Postgres>>>,
     id: String,
     /// When it was taken.
     pub taken_at: DateTime<Utc>,
-    /// Pages of the table.
+}
+
+/// What is known of a table before it is read.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Its pages.
     pub pages: i64,
-    /// Rows of the table.
+    /// Its rows.
     pub rows: u64,
+    /// When its earliest and its latest row was stored.
+    pub time: Option<(DateTime<Utc>, DateTime<Utc>)>,
     /// Columns that hardly any row fills, as far as PostgreSQL's statistics know.
     pub sparse: Vec<String>,
 }
@@ -45,37 +53,53 @@ impl Snapshot {
     ///
     /// # Errors
     /// A database out of reach.
-    pub async fn take(pool: &PgPool, dataset: &Dataset) -> Result<Self> {
-        let mut holder = connection(pool).await?;
-        begin(&mut holder).await?;
-        let (id, taken_at, rows): (String, DateTime<Utc>, i64) = sqlx::query_as(
-            "-- export.snapshot
-            SELECT pg_export_snapshot(), now(), coalesce((SELECT sum(rows) FROM submissions WHERE dataset = $1), 0)::bigint",
-        )
-        .bind(&dataset.name)
-        .fetch_one(&mut *holder)
-        .await?;
-        // After the snapshot: pages that come later hold no row of it.
-        let pages = db::pages(&mut holder, &dataset.table).await?;
-        let sparse = db::sparse_columns(&mut holder, &dataset.table).await?;
-        Ok(Self { pool: pool.clone(), holder, id, taken_at, pages, rows: rows.unsigned_abs(), sparse })
+    pub async fn take(pool: &PgPool) -> Result<Arc<Self>> {
+        let mut first = connection(pool).await?;
+        begin(&mut first).await?;
+        let sql = "-- export.snapshot\nSELECT pg_export_snapshot(), now()";
+        let (id, taken_at) = sqlx::query_as(sql).fetch_one(&mut *first).await?;
+        Ok(Arc::new(Self { pool: pool.clone(), idle: Mutex::new(vec![first]), id, taken_at }))
     }
 
-    /// Connections that all see this state, which needs no holding any more.
+    /// What is known of the table of a dataset.
     ///
     /// # Errors
     /// A database out of reach.
-    pub async fn readers(self, count: usize) -> Result<Vec<PoolConnection<Postgres>>> {
-        let mut readers = Vec::new();
-        for _ in 1..count {
-            let mut reader = connection(&self.pool).await?;
-            begin(&mut reader).await?;
-            let adopt = format!("-- export.adopt\nSET TRANSACTION SNAPSHOT '{}'", self.id);
-            db::execute_generated(&mut reader, adopt).await?;
-            readers.push(reader);
+    pub async fn table(&self, dataset: &Dataset) -> Result<Table> {
+        let mut connection = self.connection().await?;
+        let (rows, first, last): (i64, Option<DateTime<Utc>>, Option<DateTime<Utc>>) = sqlx::query_as(
+            "-- export.table
+            SELECT coalesce(sum(rows), 0)::bigint, min(created_at), max(created_at) FROM submissions
+            WHERE dataset = $1 AND rows > 0",
+        )
+        .bind(&dataset.name)
+        .fetch_one(&mut *connection)
+        .await?;
+        // After the snapshot: pages that come later hold no row of it.
+        let pages = db::pages(&mut connection, &dataset.table).await?;
+        let sparse = db::sparse_columns(&mut connection, &dataset.table).await?;
+        self.give_back(connection);
+        Ok(Table { pages, rows: rows.unsigned_abs(), time: first.zip(last), sparse })
+    }
+
+    /// A connection that sees this state.
+    ///
+    /// # Errors
+    /// A database out of reach.
+    pub async fn connection(&self) -> Result<PoolConnection<Postgres>> {
+        if let Some(idle) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            return Ok(idle);
         }
-        readers.push(self.holder);
-        Ok(readers)
+        let mut another = connection(&self.pool).await?;
+        begin(&mut another).await?;
+        let adopt = format!("-- export.adopt\nSET TRANSACTION SNAPSHOT '{}'", self.id);
+        db::execute_generated(&mut another, adopt).await?;
+        Ok(another)
+    }
+
+    /// Takes a connection back that has read to the end.
+    pub fn give_back(&self, connection: PoolConnection<Postgres>) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
 }
 
@@ -88,10 +112,10 @@ async fn connection(pool: &PgPool) -> Result<PoolConnection<Postgres>> {
 
 async fn begin(connection: &mut PoolConnection<Postgres>) -> Result<()> {
     sqlx::query("-- export.begin\nBEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut **connection).await?;
-    // The work is bounded by the job; a server-wide limit for web requests must not end it.
-    // Compiling the query costs more than it saves where a range is small, and 200 ms where it is not.
-    for setting in ["-- export.patience\nSET LOCAL statement_timeout = 0", "-- export.jit\nSET LOCAL jit = off"] {
-        sqlx::query(setting).execute(&mut **connection).await?;
+    // The work is bounded by the job; server-wide limits for web requests must not end it. Compiling the query costs more
+    // than it saves where a range is small, and 200 ms where it is not.
+    for setting in ["statement_timeout = 0", "idle_in_transaction_session_timeout = 0", "jit = off"] {
+        db::execute_generated(connection, format!("-- export.settings\nSET LOCAL {setting}")).await?;
     }
     Ok(())
 }

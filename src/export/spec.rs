@@ -23,7 +23,7 @@ const IDENTITY: [(&str, &str); 2] =
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExportSpec {
-    /// The form of the files.
+    /// The form of the files; Parquet when absent.
     pub format: Format,
     /// How the files are compressed; the configured default when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,7 +34,7 @@ pub struct ExportSpec {
     pub compression_level: Option<i32>,
     /// These columns, in this order; all when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(example = json!(["sample_id", "taxid", "rel_abundance"]))]
+    #[schema(min_items = 1, example = json!(["sample_id", "taxid", "rel_abundance"]))]
     pub columns: Option<Vec<String>>,
     /// At most so many rows, the earliest stored.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,7 +48,7 @@ pub struct ExportSpec {
     pub to: Option<DateTime<Utc>>,
     /// Rows that have these values in these columns.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(example = json!({"sample_id": "SRR12689945"}))]
+    #[schema(value_type = BTreeMap<String, FilterValue>, example = json!({"sample_id": "SRR12689945"}))]
     pub filters: BTreeMap<String, Value>,
     /// Whether `submission_id` and `ordinal`, which name a row for ever, are exported too.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -57,6 +57,18 @@ pub struct ExportSpec {
     /// a row in LabKey, are exported too.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub labkey_columns: bool,
+}
+
+/// What a column is compared with.
+#[derive(utoipa::ToSchema)]
+#[serde(untagged)]
+pub enum FilterValue {
+    /// For text columns.
+    Text(String),
+    /// For whole numbers.
+    Number(f64),
+    /// For truth values.
+    Truth(bool),
 }
 
 /// A column as it is read and written.
@@ -109,8 +121,8 @@ impl ExportSpec {
         let columns = self.selected(dataset, &mut faults);
         let conditions = self.conditions(dataset, &mut faults);
         let (compression, level) = self.compression(default, &mut faults);
-        if self.row_limit == Some(0) {
-            faults.push(Fault::of_parameter("row_limit", "must be at least 1"));
+        if self.row_limit.is_some_and(|limit| limit == 0 || i64::try_from(limit).is_err()) {
+            faults.push(Fault::of_parameter("row_limit", format!("must be between 1 and {}", i64::MAX)));
         }
         if !faults.is_empty() {
             return Err(Error::Faults(faults));
@@ -277,7 +289,9 @@ impl Plan {
     }
 }
 
-fn all_columns(dataset: &Dataset) -> Vec<Selected> {
+/// All columns of a dataset, those of the service among them.
+#[must_use]
+pub fn all_columns(dataset: &Dataset) -> Vec<Selected> {
     let lookup: Vec<&str> = arrow::lookup_columns(dataset).collect();
     let service = |name: &str, kind, text: &str| Selected {
         name: name.to_owned(),

@@ -1,4 +1,4 @@
-//! Rows as CSV, JSON or JSONL. Numbers are written with as many digits as bring the same number back.
+//! Rows as CSV, JSON, JSONL or YAML. Numbers are written with as many digits as bring the same number back.
 
 use std::io::Write;
 
@@ -10,6 +10,7 @@ use chrono::DateTime;
 use flate2::write::GzEncoder;
 
 use super::spec::{Compression, Format, Plan};
+use super::yaml;
 use crate::dataset::Kind;
 use crate::error::{Error, Result};
 
@@ -29,7 +30,7 @@ pub fn beginning(plan: &Plan) -> Vec<u8> {
             line
         }
         Format::Json => b"[\n".to_vec(),
-        Format::Jsonl | Format::Parquet => Vec::new(),
+        Format::Jsonl | Format::Yaml | Format::Parquet => Vec::new(),
     }
 }
 
@@ -42,11 +43,12 @@ pub const fn between(format: Format) -> &'static [u8] {
     }
 }
 
-/// What stands at the end of a file.
+/// What stands at the end of a file of so many rows.
 #[must_use]
-pub const fn end(format: Format) -> &'static [u8] {
+pub const fn end(format: Format, rows: u64) -> &'static [u8] {
     match format {
         Format::Json => b"\n]\n",
+        Format::Yaml if rows == 0 => b"[]\n",
         _ => b"",
     }
 }
@@ -108,23 +110,42 @@ impl Rows {
                     if self.format == Format::Json && !self.text.is_empty() {
                         self.text.extend_from_slice(between(Format::Json));
                     }
+                    let start = self.text.len();
                     self.text.push(b'{');
                     for (index, (cells, (key, _))) in columns.iter().zip(&self.columns).enumerate() {
                         if index > 0 {
                             self.text.push(b',');
                         }
                         self.text.extend_from_slice(key);
-                        cells.write_json(&mut self.text, row, &mut self.moment)?;
+                        match (self.format, cells) {
+                            (Format::Yaml, Cells::Float(floats)) if !floats.is_null(row) => {
+                                let mut buffer = ryu::Buffer::new();
+                                let float = yaml::float(buffer.format_finite(floats.value(row)));
+                                self.text.extend_from_slice(float.as_bytes());
+                            }
+                            _ => cells.write_json(&mut self.text, row, &mut self.moment)?,
+                        }
                     }
                     self.text.push(b'}');
-                    if self.format == Format::Jsonl {
-                        self.text.push(b'\n');
+                    match self.format {
+                        Format::Jsonl => self.text.push(b'\n'),
+                        Format::Yaml => end_yaml(&mut self.text, start),
+                        _ => {}
                     }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Makes the JSON object from `start` on an item of a YAML sequence.
+fn end_yaml(text: &mut Vec<u8>, start: usize) {
+    let row = String::from_utf8_lossy(&text[start..]).into_owned();
+    text.truncate(start);
+    text.extend_from_slice(b"- ");
+    text.extend_from_slice(yaml::escape(&row).as_bytes());
+    text.push(b'\n');
 }
 
 /// The cells of one column of a batch.

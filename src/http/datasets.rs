@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Http;
 use super::problem::Problem;
-use crate::dataset::{Column, Dataset, openapi};
+use crate::dataset::{Column, Dataset, Kind, openapi};
 use crate::error::{Error, Result};
 
 /// A dataset in the list.
@@ -49,24 +49,40 @@ pub struct DatasetColumn {
     /// The name in JSON, TSV, PostgreSQL and Parquet.
     #[schema(example = "best_sig_cov")]
     name: String,
-    /// `text`, `int`, `float`, `bool`, `timestamp` or `json`.
-    #[schema(example = "float")]
-    kind: String,
+    /// The type of its values.
+    kind: Kind,
     /// Whether a row without it is refused.
     required: bool,
     /// Other names that are understood; case does not matter.
+    #[schema(nullable = false)]
     aliases: Option<Vec<String>>,
     /// What the value means.
     description: String,
     /// The unit.
-    #[schema(example = "fraction")]
+    #[schema(example = "fraction", nullable = false)]
     unit: Option<String>,
-    /// The allowed values, both ends included.
-    #[schema(value_type = Option<Object>, example = json!({"min": 0.0, "max": 1.0}))]
-    range: Option<Value>,
+    /// The allowed values.
+    #[schema(nullable = false)]
+    range: Option<ColumnRange>,
     /// A real value.
     example: Option<Value>,
 }
+
+/// The allowed values of a numeric column, both ends included.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes the JSON of dataset::Bounds")]
+pub struct ColumnRange {
+    /// The smallest value.
+    #[schema(example = 0.0)]
+    min: f64,
+    /// The largest value.
+    #[schema(example = 1.0)]
+    max: f64,
+}
+
+/// All datasets.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct DatasetList(Vec<DatasetSummary>);
 
 impl From<&Arc<Dataset>> for DatasetSummary {
     fn from(dataset: &Arc<Dataset>) -> Self {
@@ -81,9 +97,9 @@ impl From<&Arc<Dataset>> for DatasetSummary {
 
 /// Lists the datasets.
 #[utoipa::path(get, path = "/datasets", operation_id = "list_datasets", tag = "datasets",
-    responses((status = 200, description = "All datasets, by name", body = Vec<DatasetSummary>)))]
-pub async fn list_datasets(State(http): State<Http>) -> Json<Vec<DatasetSummary>> {
-    Json(http.app.datasets.iter().map(DatasetSummary::from).collect())
+    responses((status = 200, description = "All datasets, by name", body = DatasetList)))]
+pub async fn list_datasets(State(http): State<Http>) -> Json<DatasetList> {
+    Json(DatasetList(http.app.datasets.iter().map(DatasetSummary::from).collect()))
 }
 
 /// Describes one dataset: columns, types, units, ranges, JSON Schema.

@@ -14,9 +14,39 @@ use super::problem::Problem;
 use crate::db::labkey::log::{self, Entry, Filter};
 use crate::error::{Error, Result};
 
+/// Where a delivery is.
+#[derive(Debug, Clone, Copy, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[schema(as = LabkeyDeliveryState)]
+pub enum DeliveryState {
+    /// It is to be sent.
+    Pending,
+    /// It is being sent.
+    InFlight,
+    /// Only LabKey knows whether it has the rows; it will be asked.
+    Unknown,
+    /// LabKey has the rows.
+    Completed,
+    /// LabKey refused them.
+    Failed,
+}
+
+impl DeliveryState {
+    /// As it is stored.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::InFlight => "in_flight",
+            Self::Unknown => "unknown",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// A range of rows on its way to LabKey.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = Delivery)]
+#[schema(as = LabkeyDelivery)]
 pub struct DeliveryBody {
     /// Grows with time.
     #[schema(example = 42)]
@@ -31,8 +61,10 @@ pub struct DeliveryBody {
     #[schema(example = 17)]
     submission_id: i64,
     /// The submission's key; none when it was removed.
+    #[schema(required)]
     submission_key: Option<String>,
     /// The sample that all rows of the submission share.
+    #[schema(required)]
     sample_id: Option<String>,
     /// The first row, counted from 1 within the submission.
     #[schema(example = 1, minimum = 1)]
@@ -43,30 +75,41 @@ pub struct DeliveryBody {
     /// Its rows.
     #[schema(example = 1000, minimum = 1)]
     rows: i32,
-    /// `pending`, `in_flight`, `unknown`, `completed` or `failed`.
-    #[schema(example = "completed")]
+    /// Where it is.
+    #[schema(value_type = DeliveryState)]
     state: String,
     /// How often it was sent.
     #[schema(example = 1, minimum = 0)]
     attempts: i32,
     /// LabKey's transaction.
-    #[schema(example = "9931")]
+    #[schema(required, example = "9931")]
     transaction_id: Option<String>,
     /// The size of the request that carried it, perhaps together with others.
+    #[schema(required)]
     request_bytes: Option<i64>,
     /// LabKey's own words: why it refused the rows, or why they cannot be removed.
+    #[schema(required)]
     error: Option<String>,
     /// When it was made.
     created_at: DateTime<Utc>,
     /// When it was last sent.
+    #[schema(required)]
     sent_at: Option<DateTime<Utc>>,
     /// When it was completed or refused.
+    #[schema(required)]
     finished_at: Option<DateTime<Utc>>,
     /// When its submission was removed or replaced here.
+    #[schema(required)]
     withdrawn_at: Option<DateTime<Utc>>,
     /// Since when LabKey has its rows no more.
+    #[schema(required)]
     removed_at: Option<DateTime<Utc>>,
 }
+
+/// A page of deliveries, newest first.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[schema(as = LabkeyDeliveryList)]
+pub struct DeliveryList(Vec<DeliveryBody>);
 
 impl From<Entry> for DeliveryBody {
     fn from(entry: Entry) -> Self {
@@ -101,8 +144,8 @@ impl From<Entry> for DeliveryBody {
 pub struct ListQuery {
     /// Of that dataset.
     dataset: Option<String>,
-    /// In that state: `pending`, `in_flight`, `unknown`, `completed` or `failed`.
-    state: Option<String>,
+    /// In that state; in any unless told.
+    state: Option<DeliveryState>,
     /// Of that submission.
     submission_id: Option<i64>,
     /// At most so many, 100 unless told.
@@ -129,20 +172,16 @@ pub struct FailureQuery {
 /// Lists deliveries, newest first: the record of what was sent when, and of LabKey's transactions.
 #[utoipa::path(get, path = "/labkey/deliveries", operation_id = "list_labkey_deliveries", tag = "labkey",
     params(ListQuery),
-    responses((status = 200, description = "A page of deliveries", body = Vec<DeliveryBody>,
+    responses((status = 200, description = "A page of deliveries", body = DeliveryList,
         headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
 pub async fn list_deliveries(
     State(http): State<Http>,
     uri: Uri,
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    let known = ["pending", "in_flight", "unknown", "completed", "failed"];
-    if query.state.as_deref().is_some_and(|state| !known.contains(&state)) {
-        return Err(Error::parameter("state", format!("must be one of {}", known.join(", "))).into());
-    }
     let filter = Filter {
         dataset: query.dataset,
-        state: query.state,
+        state: query.state.map(DeliveryState::as_str),
         submission: query.submission_id,
         before: query.cursor,
         limit: query.limit.unwrap_or(100),
@@ -153,7 +192,7 @@ pub async fn list_deliveries(
 /// Lists what LabKey refused, newest first: each row alone, with LabKey's own reason.
 #[utoipa::path(get, path = "/labkey/failures", operation_id = "list_labkey_failures", tag = "labkey",
     params(FailureQuery),
-    responses((status = 200, description = "A page of refused rows", body = Vec<DeliveryBody>,
+    responses((status = 200, description = "A page of refused rows", body = DeliveryList,
         headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
 pub async fn list_failures(
     State(http): State<Http>,
@@ -162,7 +201,7 @@ pub async fn list_failures(
 ) -> Result<impl IntoResponse, Problem> {
     let filter = Filter {
         dataset: query.dataset,
-        state: Some("failed".to_owned()),
+        state: Some(DeliveryState::Failed.as_str()),
         submission: None,
         before: query.cursor,
         limit: query.limit.unwrap_or(100),
@@ -180,6 +219,6 @@ async fn page(http: &Http, uri: &Uri, filter: Filter) -> Result<impl IntoRespons
     let found = log::list(&http.app.pool, &filter).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == filter.limit);
     let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(uri, last.id)));
-    let page: Vec<DeliveryBody> = found.into_iter().map(DeliveryBody::from).collect();
+    let page = DeliveryList(found.into_iter().map(DeliveryBody::from).collect());
     Ok((AppendHeaders(next), Json(page)))
 }

@@ -1,5 +1,6 @@
 //! OpenAPI: what the routes and the dataset definitions say together, and the two pages that show it.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use axum::Router;
@@ -12,6 +13,8 @@ use utoipa::openapi::OpenApi;
 use utoipa_redoc::{Redoc, Servable};
 use utoipa_swagger_ui::SwaggerUi;
 
+use super::exports::ExportFilter;
+use super::extract_docs;
 use super::problem::{PROBLEM_JSON, ProblemBody};
 use crate::dataset::{Dataset, Datasets, openapi};
 
@@ -28,11 +31,13 @@ const REDOC_LOCAL: &str = "/redoc/redoc.standalone.js";
         description = "Takes in metagenomic results from HTCondor workers, exactly once, exports them as Parquet, and delivers them to LabKey.",
         license(name = "MIT", identifier = "MIT")
     ),
-    components(schemas(ProblemBody)),
+    components(schemas(ProblemBody, ExportFilter)),
     tags(
         (name = "ingest", description = "Sending result files: one body is one submission, stored whole or not at all"),
         (name = "submissions", description = "What has been taken in"),
         (name = "exports", description = "Tables as files: what was exported, asking for more, downloading"),
+        (name = "export jobs", description = "Exactly the rows and columns that a user asks for, in his format, for some hours"),
+        (name = "extracts", description = "Named configurations that run on demand or by cron, and make described, checksummed bundles"),
         (name = "labkey", description = "Delivery to LabKey's lists: starting it, how far it is, what was refused and why"),
         (name = "jobs", description = "Background work: how far it is, and stopping it"),
         (name = "datasets", description = "What can be sent"),
@@ -69,9 +74,8 @@ pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Va
     let components = &mut api["components"];
     components["securitySchemes"] = json!({"bearer": {"type": "http", "scheme": "bearer",
         "description": "An access token with the scope of the route: `nvd-support-car token new` makes one."}});
-    for dataset in datasets.iter() {
-        components["schemas"][dataset.record_name()] = openapi::record_schema(dataset);
-    }
+    flatten(&mut components["schemas"]);
+    add_schemas(&mut components["schemas"], datasets);
     for (path, item) in api["paths"].as_object_mut().into_iter().flatten() {
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
             complete_operation(operation, path, method, secured_paths.contains(path), datasets);
@@ -90,17 +94,36 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         problems.extend(BODY);
         complete_ingest(operation, path, method, datasets);
     }
-    if path == "/exports/{id}/download" {
+    for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
+        // Whatever the names are here, to every client they are a choice.
+        let is_dataset = ["dataset", "table"].contains(&parameter["name"].as_str().unwrap_or_default());
+        if parameter["name"] == "table_name" {
+            parameter["schema"] = json!({"$ref": "#/components/schemas/TableName"});
+        }
+        if is_dataset || (path == "/datasets/{name}" && parameter["name"] == "name") {
+            parameter["schema"] = json!({"$ref": "#/components/schemas/DatasetName"});
+            problems.push(("404", "There is no dataset of that name"));
+        }
+    }
+    if path.ends_with("/download") {
+        // The media type is that of the file. Generated clients take the one that they know for bytes.
+        for status in ["200", "206"] {
+            let content = &mut operation["responses"][status]["content"];
+            content["*/*"] = content["application/octet-stream"].clone();
+        }
         // A signed link does instead of a token.
         operation["security"] = json!([{"bearer": []}, {}]);
     }
     if ["/labkey/sync", "/labkey/status", "/labkey/stats", "/labkey/retry"].contains(&path) {
         problems.push(("409", "LabKey is not configured"));
     }
-    if path == "/exports/trigger" || path == "/labkey/retry" {
+    if operation["requestBody"]["content"].get("application/json").is_some() {
         problems.push(("400", "The body is no JSON"));
         problems.push(("415", "The body does not say that it is JSON"));
         problems.push(("422", "A field is wrong, or unknown"));
+    }
+    if ["/exports/trigger", "/labkey/retry"].contains(&path) {
+        problems.push(("404", "There is no dataset of that name"));
     }
     if path == "/readyz" {
         problems.push(("503", "The database is away or not up to date; `detail` says which"));
@@ -121,9 +144,12 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
             responses[status] = json!({"description": description});
         }
     }
-    let responses = operation["responses"].as_object_mut().into_iter().flatten();
-    for (_, response) in responses.filter(|(status, _)| status.starts_with(['4', '5'])) {
-        response["content"] = json!(content);
+    for (status, response) in operation["responses"].as_object_mut().into_iter().flatten() {
+        if status.starts_with(['4', '5']) {
+            response["content"] = json!(content);
+        } else {
+            extract_docs::lead(response);
+        }
     }
 }
 
@@ -135,61 +161,111 @@ fn complete_ingest(operation: &mut Value, path: &str, method: &str, datasets: &D
         "/ingest" => datasets.get("results"),
         _ => None,
     };
-    let taken: Vec<&Dataset> =
-        fixed.map_or_else(|| datasets.iter().map(AsRef::as_ref).collect(), |one| vec![one.as_ref()]);
-    let references: Vec<Value> = taken
-        .iter()
-        .map(|dataset| json!({"$ref": format!("#/components/schemas/{}", dataset.record_name())}))
-        .collect();
-    let record = if let [one] = references.as_slice() { one.clone() } else { json!({"anyOf": references}) };
-    let binary = json!({"schema": {"type": "string", "format": "binary"}});
+    let records = fixed.map_or_else(
+        || "the dataset's record, such as `Gottcha2Record` for `gottcha2`".to_owned(),
+        |one| format!("`{}`", one.record_name()),
+    );
+    let mut body = json!({"schema": {"type": "string", "format": "binary"}});
+    if let Some(dataset) = fixed {
+        body["examples"]["jsonl"] =
+            json!({"summary": "A record a line", "value": format!("{}\n", openapi::example(dataset))});
+    }
+    // One media type: the service looks at the content alone, and generated clients can send a file as it is.
     operation["requestBody"] = json!({
         "required": true,
-        "description": "One record a line as JSON, or tab-separated values with a header; compressed with gzip or zstd, or plain. The format and the compression are recognised by content, whatever the headers say.",
-        "content": {
-            "application/gzip": binary,
-            "application/zstd": binary,
-            "application/x-ndjson": {"schema": record},
-            "text/tab-separated-values": {"schema": {"type": "string"}},
-        }
+        "description": format!("A result file: one record a line as JSON ({records}), or tab-separated values with a header; compressed with gzip or zstd, or plain. Format and compression are recognised by content, whatever the headers say."),
+        "content": {"application/octet-stream": body},
     });
     let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
-    if let Some(dataset) = parameters.iter_mut().find(|one| one["name"] == "dataset") {
-        dataset["schema"]["enum"] = json!(datasets.names());
+    if let Some(key) = parameters.iter_mut().find(|one| one["name"] == "key") {
+        key["schema"] = key_schema();
     }
     if method == "post" {
         parameters.push(json!({"name": "Idempotency-Key", "in": "header", "required": false,
             "description": "Names this file for ever. Without it the content itself is the key.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 512}}));
+            "schema": key_schema()}));
     }
-    parameters.extend(query_parameters(fixed.map(AsRef::as_ref)));
+    let taken: Vec<&Dataset> =
+        fixed.map_or_else(|| datasets.iter().map(AsRef::as_ref).collect(), |one| vec![one.as_ref()]);
+    parameters.extend(query_parameters(&taken));
     operation["parameters"] = Value::Array(parameters);
 }
 
-fn query_parameters(dataset: Option<&Dataset>) -> Vec<Value> {
+fn key_schema() -> Value {
+    // No control characters, and not only spaces.
+    let pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$";
+    json!({"type": "string", "minLength": 1, "maxLength": 512, "pattern": pattern})
+}
+
+fn query_parameters(datasets: &[&Dataset]) -> Vec<Value> {
     let parameter = |name: &str, description: &str, schema: Value| json!({"name": name, "in": "query", "required": false, "description": description, "schema": schema});
     let mut parameters = vec![
         parameter(
             "format",
             "The format of the rows; recognised when absent.",
-            json!({"type": "string", "enum": ["jsonl", "ndjson", "tsv"]}),
+            json!({"$ref": "#/components/schemas/RowFormat"}),
         ),
         parameter(
             "on_conflict",
             "What to do when the key was used for other content: refuse with 409, or replace it.",
-            json!({"type": "string", "enum": ["refuse", "replace"], "default": "refuse"}),
+            json!({"$ref": "#/components/schemas/OnConflict"}),
         ),
     ];
-    for (name, description) in [
-        ("sample_id", "Fills this column where rows lack it, as any column of the dataset can be."),
-        ("run_id", "Fills this column where rows lack it."),
-    ] {
-        let known = dataset.is_none_or(|dataset| dataset.columns.iter().any(|column| column.name == name));
-        if known {
-            parameters.push(parameter(name, description, json!({"type": "string"})));
+    for name in ["sample_id", "run_id", "experiment", "task", "tool_version", "db_version"] {
+        let known = datasets.iter().find_map(|dataset| dataset.columns.iter().find(|column| column.name == name));
+        if let Some(column) = known {
+            let description = "Fills this column where rows lack it, as any column of the dataset can be.";
+            parameters.push(parameter(name, description, openapi::parameter_schema(column)));
         }
     }
     parameters
+}
+
+/// Schemas that are not written in Rust: the datasets and their records, the words of the ingest routes' parameters.
+fn add_schemas(schemas: &mut Value, datasets: &Datasets) {
+    for dataset in datasets.iter() {
+        schemas[dataset.record_name()] = openapi::record_schema(dataset);
+    }
+    schemas["DatasetName"] =
+        json!({"type": "string", "enum": datasets.names(), "description": "The name of a dataset."});
+    let tables = datasets.iter().flat_map(|dataset| [&dataset.name, &dataset.table]);
+    let tables: BTreeSet<&String> = tables.collect();
+    schemas["TableName"] =
+        json!({"type": "string", "enum": tables, "description": "The name of a dataset, or of its table."});
+    schemas["ExportRequest"]["properties"]["table"] =
+        json!({"$ref": "#/components/schemas/DatasetName", "description": "The dataset's name."});
+    schemas["ExportJobRequest"]["properties"]["table_name"] = json!({"$ref": "#/components/schemas/TableName",
+        "description": "The dataset's name, or its table's; `GET /api/v1/export/tables` lists them."});
+    schemas["LabkeyRetryRequest"]["properties"]["dataset"] = json!({"description": "Of that dataset.",
+        "oneOf": [{"type": "null"}, {"$ref": "#/components/schemas/DatasetName"}]});
+    schemas["RowFormat"] = json!({"type": "string", "enum": ["jsonl", "ndjson", "tsv"], "description": "How the rows of a file are written."});
+    extract_docs::complete(schemas);
+    schemas["OnConflict"] = json!({"type": "string", "enum": ["refuse", "replace"], "default": "refuse",
+        "description": "What becomes of other content under a known key."});
+}
+
+/// Lays the parts of flattened structs together: `allOf` of a part that forbids other fields would forbid everything.
+fn flatten(schemas: &mut Value) {
+    let known = schemas.clone();
+    for schema in schemas.as_object_mut().into_iter().flat_map(Map::values_mut) {
+        let Some(parts) = schema["allOf"].as_array().cloned() else { continue };
+        let mut whole = json!({"type": "object", "description": schema["description"]});
+        let (mut properties, mut required) = (Map::new(), Vec::new());
+        for part in &parts {
+            let reference = part["$ref"].as_str().and_then(|reference| reference.rsplit('/').next());
+            let part = reference.map_or(part, |name| &known[name]);
+            properties.extend(part["properties"].as_object().cloned().unwrap_or_default());
+            required.extend(part["required"].as_array().cloned().unwrap_or_default());
+            if let Some(others) = part.get("additionalProperties") {
+                whole["additionalProperties"] = others.clone();
+            }
+        }
+        // Generated TypeScript takes a field with a default for one that has to be there.
+        properties.values_mut().filter_map(Value::as_object_mut).for_each(|property| drop(property.remove("default")));
+        whole["properties"] = Value::Object(properties);
+        whole["required"] = Value::Array(required);
+        *schema = whole;
+    }
 }
 
 /// The description itself, and the pages that show it without internet.

@@ -19,8 +19,10 @@ use super::links::Proof;
 use super::problem::Problem;
 use super::{Http, auth, exports, links, zip};
 use crate::config::Scope;
-use crate::db::exports::{self as catalogue, ExportFile};
+use crate::db::exports as catalogue;
 use crate::error::{Error, Result};
+use crate::export::manifest::media_type;
+use crate::export::zip::Entry;
 
 /// Which file is wanted, and what proves that it may be had.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -38,14 +40,20 @@ pub struct DownloadQuery {
     _name: Option<String>,
 }
 
+/// The bytes of a file.
+#[derive(utoipa::ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "describes the body of a download")]
+pub struct FileContent(Vec<u8>);
+
 /// Downloads an export.
 ///
 /// `download_url` of an export leads here, and works without a token for a while. Exports in a bucket answer with a
 /// redirect to it; others with the bytes, in ranges where asked for.
 #[utoipa::path(get, path = "/exports/{id}/download", operation_id = "download_export", tag = "exports",
     params(("id" = Uuid, Path, description = "The export's id"), DownloadQuery),
-    responses((status = 200, description = "The file, or a ZIP of several", content_type = "application/octet-stream", body = Vec<u8>),
-        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = Vec<u8>),
+    responses((status = 200, description = "The file, or a ZIP of several", content_type = "application/octet-stream", body = FileContent),
+        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = FileContent),
         (status = 302, description = "The file lies in a bucket, at the address in `Location`"),
         (status = 304, description = "The client has it already"),
         (status = 401, description = "Neither a link nor a token"),
@@ -60,9 +68,8 @@ pub async fn download_export(
     Path(id): Path<Uuid>,
     Query(query): Query<DownloadQuery>,
 ) -> Result<Response, Problem> {
-    let proof = Proof { expires: query.expires, signature: query.signature };
-    if !http.app.config.auth.public_exports && !links::check(&http.app, id, &proof).await? {
-        auth::authorize(&http, &headers, Scope::Read).await?;
+    if !http.app.config.auth.public_exports {
+        query.allow(&http, &headers, &path(id)).await?;
     }
     let export = exports::find(&http, id).await?;
     let Some(prefix) = export.prefix.clone() else {
@@ -72,29 +79,83 @@ pub async fn download_export(
         ))
         .into());
     };
-    let files = catalogue::files(&http.app.pool, &[id]).await?;
-    let file = match (query.file, files.as_slice()) {
-        (None, [only]) => only,
-        (None, _) => return Ok(zip::answer(&http, &method, &prefix, &exports::archive_name(&export), files)),
-        (Some(number), files) => files
-            .iter()
-            .find(|file| file.number == number)
-            .ok_or_else(|| Error::NotFound { what: "file of this export", name: number.to_string() })?,
-    };
-    Ok(answer(&http, &method, &headers, &prefix, file).await?)
+    let files = files(&http, id, &prefix).await?;
+    Ok(send(&http, &method, &headers, files, query.number(), &exports::archive_name(&export)).await?)
 }
 
-async fn answer(
+/// The path of an export's download.
+pub fn path(export: Uuid) -> String {
+    format!("/exports/{export}/download")
+}
+
+impl DownloadQuery {
+    /// The number of the file that is wanted, if it is one of several.
+    pub const fn number(&self) -> Option<i32> {
+        self.file
+    }
+
+    /// Lets a request pass that has a link to that path, or a token with scope `read`.
+    pub async fn allow(&self, http: &Http, headers: &HeaderMap, path: &str) -> Result<()> {
+        let proof = Proof { expires: self.expires, signature: self.signature.clone() };
+        if !links::check(&http.app, path, &proof).await? {
+            auth::authorize(http, headers, Scope::Read).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A file of the storage that can be downloaded.
+pub struct Stored {
+    /// Its name for the client.
+    pub name: String,
+    /// Its name in the storage.
+    pub path: String,
+    /// Its size.
+    pub bytes: i64,
+    /// The digest of its bytes.
+    pub sha256: Vec<u8>,
+}
+
+/// The files of a complete export.
+pub async fn files(http: &Http, export: Uuid, prefix: &str) -> Result<Vec<Stored>> {
+    let files = catalogue::files(&http.app.pool, &[export]).await?;
+    let stored = files.into_iter().map(|file| Stored {
+        path: format!("{prefix}/{}", file.name),
+        name: file.name,
+        bytes: file.bytes,
+        sha256: file.sha256,
+    });
+    Ok(stored.collect())
+}
+
+/// Sends the only file, that of the number, or several as a ZIP.
+pub async fn send(
     http: &Http,
     method: &Method,
     headers: &HeaderMap,
-    prefix: &str,
-    file: &ExportFile,
+    files: Vec<Stored>,
+    number: Option<i32>,
+    archive: &str,
 ) -> Result<Response> {
+    let file = match (number, files.as_slice()) {
+        (None, [only]) => only,
+        (None, _) => {
+            let entries = files.into_iter().map(|file| Entry { name: file.name, path: file.path });
+            return Ok(zip::answer(http, method, archive, entries.collect()));
+        }
+        (Some(number), files) => number
+            .checked_sub(1)
+            .and_then(|index| files.get(usize::try_from(index).ok()?))
+            .ok_or_else(|| Error::NotFound { what: "file of this export", name: number.to_string() })?,
+    };
+    send_one(http, method, headers, file).await
+}
+
+/// Sends a file: by a redirect to its bucket, or its bytes, of which the client may want a range.
+pub async fn send_one(http: &Http, method: &Method, headers: &HeaderMap, file: &Stored) -> Result<Response> {
     let storage = &http.app.storage;
-    let name = format!("{prefix}/{}", file.name);
     // A signature is for one method.
-    if let Some(url) = storage.signed_url(method.clone(), &name, links::lifetime(&http.app)).await? {
+    if let Some(url) = storage.signed_url(method.clone(), &file.path, links::lifetime(&http.app)).await? {
         return Ok((StatusCode::FOUND, [(LOCATION, url)]).into_response());
     }
     let tag = format!("\"{}\"", data_encoding::HEXLOWER.encode(&file.sha256));
@@ -123,10 +184,10 @@ async fn answer(
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        match storage.read(&name, part.clone()).await {
+        match storage.read(&file.path, part.clone()).await {
             Err(Error::Storage(object_store::Error::NotFound { .. })) => {
-                tracing::error!(export = %file.export_id, file = file.name, "a file of an export is missing from the storage");
-                return Ok((StatusCode::GONE, "its file is gone from the storage: export again").into_response());
+                tracing::error!(file = file.path, "a file is missing from the storage");
+                return Err(Error::Gone("its file is gone from the storage: export again".into()));
             }
             read => Body::from_stream(read?),
         }
@@ -144,18 +205,6 @@ async fn answer(
 
 fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-fn media_type(name: &str) -> &'static str {
-    match name.rsplit('.').next().unwrap_or_default() {
-        "parquet" => "application/vnd.apache.parquet",
-        "csv" => "text/csv; charset=utf-8",
-        "json" => "application/json",
-        "jsonl" => "application/x-ndjson",
-        "gz" => "application/gzip",
-        "zst" => "application/zstd",
-        _ => "application/octet-stream",
-    }
 }
 
 /// What a `Range` header asks for.

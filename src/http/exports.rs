@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::jobs::JobStatus;
 use super::problem::Problem;
-use super::{Http, links};
+use super::{Http, download, links};
 use crate::db::exports::{self, Export, ExportFile, Filter};
 use crate::db::jobs;
 use crate::error::{Error, Result};
-use crate::export::spec::ExportSpec;
+use crate::export::spec::{Compression, ExportSpec, Format};
 use crate::jobs::{self as work, NewExport, retention};
 
 /// One file of an export.
@@ -34,8 +35,10 @@ pub struct FileBody {
     /// SHA-256 of its bytes, in hexadecimal.
     sha256: String,
     /// When the earliest of its rows was stored.
+    #[schema(required)]
     min_time: Option<DateTime<Utc>>,
     /// When the latest of its rows was stored.
+    #[schema(required)]
     max_time: Option<DateTime<Utc>>,
 }
 
@@ -50,41 +53,83 @@ pub struct ExportBody {
     /// The dataset's name.
     #[schema(example = "gottcha2")]
     table: String,
-    /// `pending`, `running`, `completed`, `failed` or `cancelled`.
-    #[schema(example = "completed")]
+    /// The state of its job.
+    #[schema(value_type = JobStatus)]
     status: String,
-    /// `parquet`, `csv`, `json` or `jsonl`.
-    #[schema(example = "parquet")]
+    /// The form of its files.
+    #[schema(value_type = Format)]
     format: Value,
     /// How it is compressed.
-    #[schema(example = "zstd")]
+    #[schema(value_type = Compression)]
     compression: String,
     /// A link that works without headers for a while: for pandas, DuckDB, Polars, curl.
+    #[schema(required)]
     download_url: Option<String>,
     /// The name of its file, or of its first one.
-    #[schema(example = "gottcha2_20261121_050000.parquet")]
+    #[schema(required, example = "gottcha2_20261121_050000.parquet")]
     file_name: Option<String>,
     /// Rows of all files.
-    #[schema(example = 2_000_000, minimum = 0)]
+    #[schema(required, example = 2_000_000, minimum = 0)]
     rows: Option<i64>,
     /// Size of all files.
-    #[schema(example = 90_211_004, minimum = 0)]
+    #[schema(required, example = 90_211_004, minimum = 0)]
     size_bytes: Option<i64>,
     /// SHA-256 of its file in hexadecimal; null when there are several.
+    #[schema(required)]
     sha256: Option<String>,
     /// How many times larger the same rows are as CSV, estimated.
-    #[schema(example = 4.1)]
+    #[schema(required, example = 4.1)]
     compression_ratio: Option<f64>,
     /// When the state was taken that it holds.
+    #[schema(required)]
     snapshot_at: Option<DateTime<Utc>>,
     /// When it was asked for.
     created_at: DateTime<Utc>,
     /// When it was complete.
+    #[schema(required)]
     completed_at: Option<DateTime<Utc>>,
     /// When it may be removed.
+    #[schema(required)]
     expires_at: Option<DateTime<Utc>>,
     /// Its files, in order.
     files: Vec<FileBody>,
+}
+
+/// A page of exports, newest first.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct ExportList(Vec<ExportBody>);
+
+/// In which state exports are wanted.
+#[derive(Debug, Clone, Copy, Default, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportFilter {
+    /// That wait to be written.
+    Pending,
+    /// That are being written.
+    Running,
+    /// That can be downloaded.
+    #[default]
+    Completed,
+    /// That were given up.
+    Failed,
+    /// That somebody stopped.
+    Cancelled,
+    /// Every one.
+    All,
+}
+
+impl ExportFilter {
+    /// The state as it is stored; none for every state.
+    const fn state(self) -> Option<&'static str> {
+        match self {
+            Self::Pending => Some("pending"),
+            Self::Running => Some("running"),
+            Self::Completed => Some("completed"),
+            Self::Failed => Some("failed"),
+            Self::Cancelled => Some("cancelled"),
+            Self::All => None,
+        }
+    }
 }
 
 /// Which exports are wanted.
@@ -98,7 +143,9 @@ pub struct ListQuery {
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
     /// In that state: `completed` unless told; `all` for every state.
-    status: Option<String>,
+    #[serde(default)]
+    #[param(required = false)]
+    status: ExportFilter,
     /// Where the page before ended: the `id` of its last entry. The `Link` header has the whole address.
     cursor: Option<Uuid>,
 }
@@ -107,7 +154,7 @@ pub struct ListQuery {
 ///
 /// The address of the next page, if there is one, stands in the `Link` header with `rel="next"`.
 #[utoipa::path(get, path = "/exports", operation_id = "list_exports", tag = "exports", params(ListQuery),
-    responses((status = 200, description = "A page of exports", body = Vec<ExportBody>,
+    responses((status = 200, description = "A page of exports", body = ExportList,
         headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
 pub async fn list_exports(
     State(http): State<Http>,
@@ -115,24 +162,15 @@ pub async fn list_exports(
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    let limit = query.limit.unwrap_or(10);
-    if !(1..=1000).contains(&limit) {
-        return Err(Error::parameter("limit", "must be between 1 and 1000").into());
-    }
+    let limit = super::limit(query.limit, 10)?;
     if let Some(name) = &query.table {
         super::datasets::find(&http, name)?;
     }
-    let status = query.status.as_deref().unwrap_or("completed");
-    let known = ["pending", "running", "completed", "failed", "cancelled"];
-    if status != "all" && !known.contains(&status) {
-        return Err(Error::parameter("status", format!("must be one of {}, all", known.join(", "))).into());
-    }
-    let status = (status != "all").then_some(status);
-    let filter = Filter { dataset: query.table.as_deref(), status, before: query.cursor, limit };
+    let filter = Filter { dataset: query.table.as_deref(), status: query.status.state(), before: query.cursor, limit };
     let found = exports::list(&http.app.pool, &filter).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
     let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, last.id)));
-    Ok((AppendHeaders(next), Json(bodies(&http, &headers, found).await?)))
+    Ok((AppendHeaders(next), Json(ExportList(bodies(&http, &headers, found).await?))))
 }
 
 /// One export.
@@ -180,16 +218,17 @@ pub struct ExportRequest {
     spec: ExportSpec,
 }
 
-/// A job that was made.
+/// An export that was asked for.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
-#[schema(as = ExportJob)]
+#[schema(as = TriggeredExport)]
 pub struct TriggerBody {
     /// Ask `GET /jobs/{id}` how far it is.
     job_id: Uuid,
     /// The export that it writes.
+    #[schema(required)]
     export_id: Option<Uuid>,
     /// `pending`, unless the same was asked for before.
-    #[schema(example = "pending")]
+    #[schema(value_type = JobStatus)]
     status: String,
     /// The dataset's name.
     #[schema(example = "gottcha2")]
@@ -203,7 +242,8 @@ pub struct TriggerBody {
 /// With an `Idempotency-Key` that was used before, the answer is the job of then.
 #[utoipa::path(post, path = "/exports/trigger", operation_id = "trigger_export", tag = "exports",
     request_body = ExportRequest,
-    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made",
+        min_length = 1, max_length = 255)),
     responses((status = 202, description = "A job was made, or found", body = TriggerBody,
         headers(("Location" = String, description = "The job"))),
         (status = 409, description = "The key was used for another export")))]
@@ -216,21 +256,19 @@ pub async fn trigger_export(
     let dataset = super::datasets::find(&http, &request.table)?;
     let config = &http.app.config.export;
     request.spec.plan(&dataset, (config.compression, config.compression_level))?;
-    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-    if key.is_some_and(|key| key.is_empty() || key.len() > 255) {
-        return Err(Error::parameter("Idempotency-Key", "must be 1 to 255 characters").into());
-    }
-    let key = key.map(|key| format!("trigger:{key}"));
+    let key = super::idempotency_key(&headers)?.map(|key| format!("trigger:{key}"));
     let mut transaction = http.app.pool.begin().await?;
     let new = NewExport {
         dataset: &dataset,
         spec: &request.spec,
-        retention_days: config.retention_days,
+        retention_hours: config.retention_days.saturating_mul(24),
+        notify: &[],
+        asked: None,
         dedupe_key: key.as_deref(),
     };
     let job = work::enqueue_export(&http.app, &mut transaction, &new).await?;
     transaction.commit().await?;
-    http.app.new_job.notify_waiters();
+    http.app.wake_workers();
     let export = exports::by_job(&http.app.pool, job.id).await?;
     let body = TriggerBody {
         job_id: job.id,
@@ -248,11 +286,8 @@ fn parse(mut request: Value) -> Result<ExportRequest> {
     let Some(Value::String(table)) = table else {
         return Err(Error::parameter("table", "is required: the name of a dataset; GET /datasets lists them"));
     };
-    let spec: ExportSpec = serde_json::from_value(request).map_err(|error| {
-        let reason = error.to_string();
-        let field = reason.split('`').nth(1).unwrap_or("body").to_owned();
-        Error::parameter(&field, reason)
-    })?;
+    let spec: ExportSpec = serde_path_to_error::deserialize(request)
+        .map_err(|error| Error::parameter(&error.path().to_string(), error.inner().to_string()))?;
     Ok(ExportRequest { table, spec })
 }
 
@@ -274,8 +309,8 @@ async fn bodies(http: &Http, headers: &HeaderMap, found: Vec<Export>) -> Result<
         let files: Vec<&ExportFile> = files.iter().filter(|file| file.export_id == export.id).collect();
         let link = match (export.completed_at, files.as_slice()) {
             (None, _) => None,
-            (_, [only]) => Some(links::make(&http.app, &base, export.id, &only.name).await?),
-            _ => Some(links::make(&http.app, &base, export.id, &archive_name(&export)).await?),
+            (_, [only]) => Some(links::make(&http.app, &base, &download::path(export.id), &only.name).await?),
+            _ => Some(links::make(&http.app, &base, &download::path(export.id), &archive_name(&export)).await?),
         };
         bodies.push(body(http, export, &files, link));
     }

@@ -15,7 +15,7 @@ use crate::dataset::params::Params;
 use crate::error::{Error, Result};
 use crate::ingest::{self, Receipt};
 
-/// The longest key, in bytes.
+/// The longest key, in characters.
 const MAX_KEY: usize = 512;
 
 /// What was stored.
@@ -182,9 +182,9 @@ fn header_key(headers: &HeaderMap) -> Result<Option<String>> {
 }
 
 fn check_key(key: &str, name: &str) -> Result<String> {
-    let good = !key.trim().is_empty() && key.len() <= MAX_KEY && !key.chars().any(char::is_control);
+    let good = !key.trim().is_empty() && key.chars().count() <= MAX_KEY && !key.chars().any(char::is_control);
     if good {
         return Ok(key.to_owned());
     }
-    Err(Error::parameter(name, format!("must be 1 to {MAX_KEY} bytes without control characters")))
+    Err(Error::parameter(name, format!("must be 1 to {MAX_KEY} characters, none of them a control character")))
 }

@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(500);
 #[schema(as = JobProgress)]
 pub struct ProgressBody {
     /// What it is doing: `snapshot`, `reading`, `manifest`, `done`; of a sync `check`, `reconcile`, `deliver`, `done`.
-    #[schema(example = "reading")]
+    #[schema(required, example = "reading")]
     phase: Option<String>,
     /// Rows read.
     #[schema(example = 1_200_000, minimum = 0)]
@@ -37,11 +37,40 @@ pub struct ProgressBody {
     #[schema(example = 54_000_000, minimum = 0)]
     bytes: u64,
     /// Rows that are expected, if that is known.
-    #[schema(example = 2_000_000)]
+    #[schema(required, example = 2_000_000)]
     total_rows: Option<u64>,
     /// Of the expected rows.
-    #[schema(example = 60.0, minimum = 0, maximum = 100)]
+    #[schema(required, example = 60.0, minimum = 0, maximum = 100)]
     percent: Option<f64>,
+}
+
+/// Where a job is.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum JobStatus {
+    /// It waits for a worker, or for its next attempt.
+    Pending,
+    /// A worker is at it.
+    Running,
+    /// It is done.
+    Completed,
+    /// It was given up.
+    Failed,
+    /// Somebody stopped it.
+    Cancelled,
+}
+
+impl JobStatus {
+    /// As it is stored.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// A job.
@@ -53,10 +82,11 @@ pub struct JobBody {
     /// What kind of work it is.
     #[schema(example = "export")]
     kind: String,
-    /// `pending`, `running`, `completed`, `failed` or `cancelled`.
-    #[schema(example = "running")]
+    /// Where it is.
+    #[schema(value_type = JobStatus)]
     status: String,
     /// The export that it writes, if it is one.
+    #[schema(required)]
     export_id: Option<Uuid>,
     /// How far it is.
     progress: ProgressBody,
@@ -69,24 +99,32 @@ pub struct JobBody {
     /// Whether somebody asked to stop it.
     cancel_requested: bool,
     /// Why the last attempt failed.
+    #[schema(required)]
     error: Option<String>,
     /// What a sync with LabKey did, once it has ended.
+    #[schema(required)]
     report: Option<crate::labkey::report::DatasetReport>,
     /// When it was made.
     created_at: DateTime<Utc>,
     /// When it was first begun.
+    #[schema(required)]
     started_at: Option<DateTime<Utc>>,
     /// When it ended.
+    #[schema(required)]
     finished_at: Option<DateTime<Utc>>,
 }
+
+/// A page of jobs, newest first.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct JobList(Vec<JobBody>);
 
 /// Which jobs are wanted.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct ListQuery {
-    /// In that state: `pending`, `running`, `completed`, `failed` or `cancelled`.
-    status: Option<String>,
+    /// In that state; in any unless told.
+    status: Option<JobStatus>,
     /// At most so many, 100 unless told.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
@@ -96,25 +134,22 @@ pub struct ListQuery {
 
 /// Lists jobs, newest first.
 #[utoipa::path(get, path = "/jobs", operation_id = "list_jobs", tag = "jobs", params(ListQuery),
-    responses((status = 200, description = "A page of jobs", body = Vec<JobBody>,
+    responses((status = 200, description = "A page of jobs", body = JobList,
         headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
 pub async fn list_jobs(
     State(http): State<Http>,
     uri: Uri,
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    let limit = query.limit.unwrap_or(100);
-    if !(1..=1000).contains(&limit) {
-        return Err(Error::parameter("limit", "must be between 1 and 1000").into());
-    }
-    let found = jobs::list(&http.app.pool, query.status.as_deref(), query.cursor, limit).await?;
+    let limit = super::limit(query.limit, 100)?;
+    let found = jobs::list(&http.app.pool, query.status.map(JobStatus::as_str), query.cursor, limit).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
     let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, last.id)));
     let mut page = Vec::new();
     for job in found {
         page.push(body(&http, job).await?);
     }
-    Ok((AppendHeaders(next), Json(page)))
+    Ok((AppendHeaders(next), Json(JobList(page))))
 }
 
 /// One job, and how far it is.
@@ -180,8 +215,7 @@ async fn body(http: &Http, job: Job) -> Result<JobBody> {
     let export_id = exports::export_of(http, &job).await?;
     let number = |name: &str| job.progress.get(name).and_then(Value::as_u64);
     let (rows, total_rows) = (number("rows").unwrap_or_default(), number("total_rows"));
-    #[expect(clippy::cast_precision_loss, reason = "a percentage")]
-    let percent = total_rows.map(|total| (rows as f64 / total.max(1) as f64 * 1000.0).round().min(1000.0) / 10.0);
+    let percent = total_rows.map(|total| super::percent(rows, total));
     Ok(JobBody {
         job_id: job.id,
         export_id,

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Http;
+use super::fields::Fields;
+use super::jobs::JobStatus;
 use super::problem::Problem;
 use crate::db::jobs::{self, Job};
 use crate::db::labkey;
@@ -86,8 +88,8 @@ pub struct SyncJobBody {
     job_id: Uuid,
     /// All jobs of this sync, one for each dataset.
     job_ids: Vec<Uuid>,
-    /// `pending` or `running`.
-    #[schema(example = "running")]
+    /// Where the first of them is.
+    #[schema(value_type = JobStatus)]
     status: String,
 }
 
@@ -97,7 +99,8 @@ pub struct SyncJobBody {
 #[utoipa::path(post, path = "/labkey/sync", operation_id = "sync_labkey", tag = "labkey", params(SyncQuery),
     responses((status = 200, description = "The sync has ended, well or not: see `errors`", body = SyncBody),
         (status = 202, description = "It goes on in the background", body = SyncJobBody,
-            headers(("Location" = String, description = "The job")))))]
+            headers(("Location" = String, description = "The job"))),
+        (status = 502, description = "LabKey does not let us in, or its answer cannot be understood")))]
 pub async fn sync_labkey(State(http): State<Http>, Query(query): Query<SyncQuery>) -> Result<Response, Problem> {
     let labkey = configured(&http.app)?;
     let lists = wanted(&http, &labkey, query.dataset.as_deref())?;
@@ -113,7 +116,7 @@ pub async fn sync_labkey(State(http): State<Http>, Query(query): Query<SyncQuery
     for list in lists {
         waiting.push(begin(&http, &list.dataset.name).await?);
     }
-    http.app.new_job.notify_waiters();
+    http.app.wake_workers();
     let deadline = started + labkey.config.sync_wait;
     let mut ended = Vec::new();
     for (mut job, mut is_new) in waiting {
@@ -128,7 +131,7 @@ pub async fn sync_labkey(State(http): State<Http>, Query(query): Query<SyncQuery
             if job.state == "completed" && !is_new {
                 before = report(&job);
                 (job, is_new) = begin(&http, &before.dataset).await?;
-                http.app.new_job.notify_waiters();
+                http.app.wake_workers();
             }
         }
         ended.push(report(&job).after(before));
@@ -174,6 +177,41 @@ fn wanted<'l>(http: &Http, labkey: &'l Labkey, dataset: Option<&str>) -> Result<
     }
 }
 
+/// Why LabKey cannot be used.
+#[derive(utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+#[expect(dead_code, reason = "describes the words of `FailureKind::as_str`")]
+pub enum LabkeyReason {
+    /// Something in the request was refused.
+    Invalid,
+    /// A key is there already.
+    Duplicate,
+    /// The list, the project or the address is not as configured.
+    Configuration,
+    /// The user may not do this.
+    Permission,
+    /// The key or the password is not accepted.
+    Authentication,
+    /// The security context was not accepted.
+    SecurityContext,
+    /// LabKey does not answer, or is at its limits.
+    Unavailable,
+    /// Nobody knows whether it was done.
+    Unknown,
+}
+
+/// Whether requests are sent to LabKey.
+#[derive(utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = LabkeyBreaker)]
+#[expect(dead_code, reason = "describes the words of `breaker`")]
+pub enum BreakerState {
+    /// They are.
+    Closed,
+    /// LabKey is left alone for a while, because it did not answer.
+    Open,
+}
+
 /// Whether LabKey can be delivered to.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = LabkeyStatus)]
@@ -187,14 +225,16 @@ pub struct StatusBody {
     #[schema(example = "/NVD/Metagenomics")]
     project_path: String,
     /// As whom we are known there.
-    #[schema(example = "nvd-bot@example.org")]
+    #[schema(required, example = "nvd-bot@example.org")]
     user: Option<String>,
-    /// Why LabKey cannot be used: `authentication`, `permission`, `configuration`, `unavailable`.
+    /// Why LabKey cannot be used.
+    #[schema(required, value_type = Option<LabkeyReason>)]
     reason: Option<&'static str>,
     /// The same in words.
+    #[schema(required)]
     problem: Option<String>,
-    /// `closed`, or `open` while LabKey is left alone because it did not answer.
-    #[schema(example = "closed")]
+    /// Whether requests are sent at all.
+    #[schema(value_type = BreakerState)]
     breaker: &'static str,
     /// Whether rows are delivered by themselves.
     auto_upload: bool,
@@ -210,10 +250,13 @@ pub struct ListStatus {
     #[serde(flatten)]
     check: ListCheck,
     /// When a sync of it last ended.
+    #[schema(required)]
     last_sync: Option<DateTime<Utc>>,
     /// When one last ended well.
+    #[schema(required)]
     last_success: Option<DateTime<Utc>>,
     /// Why the last one stopped; none when it did not.
+    #[schema(required)]
     last_error: Option<String>,
 }
 
@@ -283,8 +326,10 @@ pub struct StatsBody {
     #[schema(example = 1, minimum = 0)]
     failed_count: i64,
     /// When rows were last delivered.
+    #[schema(required)]
     last_sync_time: Option<DateTime<Utc>>,
     /// When the oldest pending row was taken in.
+    #[schema(required)]
     oldest_pending_time: Option<DateTime<Utc>>,
     /// The same for each dataset.
     datasets: Vec<DatasetStats>,
@@ -307,8 +352,10 @@ pub struct DatasetStats {
     #[schema(example = 1, minimum = 0)]
     failed_count: i64,
     /// When rows were last delivered.
+    #[schema(required)]
     last_sync_time: Option<DateTime<Utc>>,
     /// When the oldest pending row was taken in.
+    #[schema(required)]
     oldest_pending_time: Option<DateTime<Utc>>,
 }
 
@@ -339,8 +386,10 @@ pub async fn labkey_stats(State(http): State<Http>) -> Result<Json<StatsBody>, P
 }
 
 /// What LabKey refused and shall be tried again; all of it when nothing is said.
-#[derive(Debug, Default, Deserialize, utoipa::ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[derive(utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = LabkeyRetryRequest)]
+#[expect(dead_code, reason = "describes the JSON that `retry_labkey` reads")]
 pub struct RetryRequest {
     /// Of that dataset.
     #[schema(example = "gottcha2")]
@@ -373,19 +422,15 @@ pub async fn retry_labkey(
     Json(request): Json<serde_json::Value>,
 ) -> Result<Json<RetryBody>, Problem> {
     configured(&http.app)?;
-    let request: RetryRequest = serde_json::from_value(request).map_err(|error| {
-        let reason = error.to_string();
-        let field = reason.split('`').nth(1).unwrap_or("body").to_owned();
-        Error::parameter(&field, reason)
-    })?;
-    if let Some(name) = &request.dataset {
+    let mut fields = Fields::of(request)?;
+    let dataset: Option<String> = fields.take("dataset");
+    let reason: Option<String> = fields.take("reason");
+    let delivery = fields.take("delivery_id");
+    fields.finish()?;
+    if let Some(name) = &dataset {
         super::datasets::find(&http, name)?;
     }
-    let which = Refused {
-        dataset: request.dataset.as_deref(),
-        delivery: request.delivery_id,
-        reason: request.reason.as_deref(),
-    };
+    let which = Refused { dataset: dataset.as_deref(), delivery, reason: reason.as_deref() };
     let (deliveries, rows) = log::retry(&http.app.pool, &which).await?;
     tracing::info!(deliveries, rows, "refused deliveries are tried again");
     Ok(Json(RetryBody { deliveries, rows }))

@@ -8,7 +8,6 @@ use chrono::Utc;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
 use sha2::Sha256;
-use uuid::Uuid;
 
 use crate::app::App;
 use crate::db::keys;
@@ -27,26 +26,26 @@ pub struct Proof {
     pub signature: Option<String>,
 }
 
-/// The link to an export's download, as people can open it. It ends in the name of the file: DuckDB and others tell the
-/// kind of a file by the end of its address.
-pub async fn make(app: &App, base: &str, export: Uuid, name: &str) -> Result<String> {
+/// The link to a download, as people can open it. It ends in the name of the file: DuckDB and others tell the kind of a
+/// file by the end of its address.
+pub async fn make(app: &App, base: &str, path: &str, name: &str) -> Result<String> {
     let lifetime = i64::try_from(app.config.export.link_lifetime.as_secs()).unwrap_or(i64::MAX / 2);
     let expires = Utc::now().timestamp() + lifetime;
-    let signature = data_encoding::HEXLOWER.encode(&mac(app, export, expires).await?.finalize().into_bytes());
-    Ok(format!("{base}/exports/{export}/download?expires={expires}&signature={signature}&name={name}"))
+    let signature = data_encoding::HEXLOWER.encode(&mac(app, path, expires).await?.finalize().into_bytes());
+    Ok(format!("{base}{path}?expires={expires}&signature={signature}&name={name}"))
 }
 
-/// Checks a link; false when it is none, so that a token is needed.
-pub async fn check(app: &App, export: Uuid, proof: &Proof) -> Result<bool> {
+/// Checks a link to a path; false when it is none, so that a token is needed.
+pub async fn check(app: &App, path: &str, proof: &Proof) -> Result<bool> {
     let (Some(expires), Some(signature)) = (proof.expires, &proof.signature) else {
         return Ok(false);
     };
     let signature = data_encoding::HEXLOWER.decode(signature.as_bytes()).unwrap_or_default();
     // Compares in constant time.
-    let mac = mac(app, export, expires).await?;
+    let mac = mac(app, path, expires).await?;
     mac.verify_slice(&signature).map_err(|_| Error::Link("this link was changed: take `download_url` as it is"))?;
     if expires < Utc::now().timestamp() {
-        return Err(Error::Link("the time of this link is over: ask GET /exports for a new one"));
+        return Err(Error::Link("the time of this link is over: ask for a new one where you have it from"));
     }
     Ok(true)
 }
@@ -56,10 +55,10 @@ pub fn lifetime(app: &App) -> Duration {
     app.config.export.link_lifetime
 }
 
-async fn mac(app: &App, export: Uuid, expires: i64) -> Result<Hmac<Sha256>> {
+async fn mac(app: &App, path: &str, expires: i64) -> Result<Hmac<Sha256>> {
     let key = app.link_key.get_or_try_init(|| key(app)).await?;
     let mut mac = Hmac::<Sha256>::new_from_slice(key).map_err(|error| Error::Internal(error.to_string()))?;
-    mac.update(format!("download {export} until {expires}").as_bytes());
+    mac.update(format!("download {path} until {expires}").as_bytes());
     Ok(mac)
 }
 

@@ -6,7 +6,13 @@ mod deliveries;
 mod docs;
 mod download;
 mod drain;
+mod export_jobs;
+mod export_tables;
 mod exports;
+mod extract_docs;
+mod extract_runs;
+mod extracts;
+mod fields;
 mod ingest;
 mod jobs;
 mod labkey;
@@ -23,7 +29,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::Uri;
+use axum::http::{HeaderMap, Uri};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -63,6 +69,14 @@ fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
         .routes(routes!(jobs::list_jobs))
         .routes(routes!(jobs::get_job))
         .routes(routes!(jobs::follow_job))
+        .routes(routes!(export_jobs::create_export_job, export_jobs::list_export_jobs))
+        .routes(routes!(export_jobs::get_export_job, export_jobs::delete_export_job))
+        .routes(routes!(export_tables::list_export_tables))
+        .routes(routes!(export_tables::list_export_formats))
+        .routes(routes!(extracts::list_extracts))
+        .routes(routes!(extracts::get_extract))
+        .routes(routes!(extract_runs::list_extract_runs))
+        .routes(routes!(extract_runs::get_extract_run))
         .routes(routes!(labkey::labkey_status))
         .routes(routes!(labkey::labkey_stats))
         .routes(routes!(deliveries::list_deliveries))
@@ -72,6 +86,10 @@ fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
         .routes(routes!(exports::trigger_export))
         .routes(routes!(exports::delete_export))
         .routes(routes!(jobs::cancel_job))
+        .routes(routes!(extracts::create_extract))
+        .routes(routes!(extracts::update_extract, extracts::delete_extract))
+        .routes(routes!(extracts::run_extract))
+        .routes(routes!(extracts::cancel_extract))
         .routes(routes!(labkey::sync_labkey))
         .routes(routes!(labkey::retry_labkey));
     [(Scope::Ingest, ingest), (Scope::Read, read), (Scope::Operate, operate)]
@@ -84,7 +102,11 @@ fn catalogue() -> OpenApiRouter<Http> {
 
 /// Routes whose handler lets signed links pass as well as tokens.
 fn linked() -> OpenApiRouter<Http> {
-    OpenApiRouter::new().routes(routes!(download::download_export))
+    OpenApiRouter::new()
+        .routes(routes!(download::download_export))
+        .routes(routes!(export_jobs::download_export_job))
+        .routes(routes!(extract_runs::download_extract_run))
+        .routes(routes!(extract_runs::download_extract_artifact))
 }
 
 /// Routes that anybody may ask.
@@ -150,6 +172,28 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
     Problem::from(Error::Internal(format!("a handler panicked: {text}"))).into_response()
+}
+
+/// The page size that a request asks for.
+fn limit(asked: Option<i64>, usual: i64) -> Result<i64> {
+    let limit = asked.unwrap_or(usual);
+    if (1..=1000).contains(&limit) { Ok(limit) } else { Err(Error::parameter("limit", "must be between 1 and 1000")) }
+}
+
+/// The `Idempotency-Key` of a request for background work.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>> {
+    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
+    if key.is_some_and(|key| key.is_empty() || key.len() > 255) {
+        return Err(Error::parameter("Idempotency-Key", "must be 1 to 255 characters"));
+    }
+    Ok(key)
+}
+
+/// A share in percent, with one digit.
+fn percent(part: u64, whole: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a percentage")]
+    let share = part as f64 / whole.max(1) as f64;
+    (share * 1000.0).round().min(1000.0) / 10.0
 }
 
 /// The value of a `Link` header that leads to the page after `cursor`.

@@ -40,6 +40,7 @@ pub struct ProblemBody {
     instance: String,
     /// The id under which the service's log speaks of this request.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     request_id: Option<String>,
     /// The first faults of rows and parameters, at most 20.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -80,6 +81,8 @@ fn status(error: &Error) -> StatusCode {
         Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
         Error::Idle(_) => StatusCode::REQUEST_TIMEOUT,
         Error::Conflict(_) | Error::Cancelled => StatusCode::CONFLICT,
+        Error::Gone(_) => StatusCode::GONE,
+        Error::Outdated(_) => StatusCode::PRECONDITION_FAILED,
         Error::NotFound { .. } => StatusCode::NOT_FOUND,
         Error::Unauthorized => StatusCode::UNAUTHORIZED,
         Error::Forbidden(_) | Error::Link(_) => StatusCode::FORBIDDEN,

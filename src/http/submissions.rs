@@ -37,9 +37,10 @@ pub struct SubmissionBody {
     /// SHA-256 of the decompressed body, in hexadecimal.
     sha256: String,
     /// The sample that all rows share; null when they name several.
-    #[schema(example = "SRR12689945")]
+    #[schema(required, example = "SRR12689945")]
     sample_id: Option<String>,
     /// The run that all rows share; null when they name several.
+    #[schema(required)]
     run_id: Option<String>,
     /// The name of the access token that sent it.
     #[schema(example = "htcondor")]
@@ -66,6 +67,10 @@ impl From<Submission> for SubmissionBody {
     }
 }
 
+/// A page of submissions, newest first.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub struct SubmissionList(Vec<SubmissionBody>);
+
 /// Which submissions are wanted.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -90,7 +95,7 @@ pub struct ListQuery {
 ///
 /// The address of the next page, if there is one, stands in the `Link` header with `rel="next"`.
 #[utoipa::path(get, path = "/submissions", operation_id = "list_submissions", tag = "submissions", params(ListQuery),
-    responses((status = 200, description = "A page of submissions", body = Vec<SubmissionBody>,
+    responses((status = 200, description = "A page of submissions", body = SubmissionList,
         headers(("Link" = String, description = "The next page, `rel=\"next\"`")))))]
 pub async fn list_submissions(
     State(http): State<Http>,
@@ -115,8 +120,8 @@ pub async fn list_submissions(
     let found = submissions::list(&http.app.pool, &filter).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
     let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, last.id)));
-    let page: Vec<SubmissionBody> = found.into_iter().map(SubmissionBody::from).collect();
-    Ok((AppendHeaders(next), Json(page)))
+    let page = found.into_iter().map(SubmissionBody::from).collect();
+    Ok((AppendHeaders(next), Json(SubmissionList(page))))
 }
 
 /// One submission.

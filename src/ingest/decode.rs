@@ -7,6 +7,7 @@ use std::io::{self, BufReader, Read};
 use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
+use super::zlib::Zlib;
 use crate::error::Error;
 
 /// Decompressed bytes that are looked at together; longer lines make the block grow up to the line limit.
@@ -14,6 +15,18 @@ const BLOCK: usize = 256 * 1024;
 
 /// zstd frames may ask for a window of 2^24 bytes (16 MiB; `zstd -19` asks for 8), not for the 2 GiB that the format allows.
 const ZSTD_WINDOW_LOG: u32 = 24;
+
+/// How gzip begins.
+const GZIP: [u8; 2] = [0x1F, 0x8B];
+
+/// How zstd begins.
+const ZSTD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+
+/// Whether what begins with `magic` is compressed.
+#[must_use]
+pub fn is_compressed(magic: &[u8]) -> bool {
+    magic.starts_with(&GZIP) || magic == ZSTD || Zlib::<io::Empty>::recognise(magic)
+}
 
 /// What the decompressed side of a body may be.
 #[derive(Debug, Clone, Copy)]
@@ -131,6 +144,7 @@ impl Limits {
 
 enum Source<R: Read> {
     Gzip(Box<MultiGzDecoder<BufReader<R>>>),
+    Zlib(Box<Zlib<R>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<R>>>),
     Plain(R),
 }
@@ -138,10 +152,13 @@ enum Source<R: Read> {
 impl<R: Read> Source<R> {
     fn open(magic: &[u8], body: R) -> Result<Self, Error> {
         let buffered = |body| BufReader::with_capacity(64 * 1024, body);
-        if magic.starts_with(&[0x1F, 0x8B]) {
+        if magic.starts_with(&GZIP) {
             return Ok(Self::Gzip(Box::new(MultiGzDecoder::new(buffered(body)))));
         }
-        if magic == [0x28, 0xB5, 0x2F, 0xFD] {
+        if Zlib::<R>::recognise(magic) {
+            return Ok(Self::Zlib(Box::new(Zlib::new(buffered(body)))));
+        }
+        if magic == ZSTD {
             let internal = |error: io::Error| Error::Internal(format!("zstd cannot be set up: {error}"));
             let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered(body)).map_err(internal)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(internal)?;
@@ -153,6 +170,7 @@ impl<R: Read> Source<R> {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Error> {
         let (read, name) = match self {
             Self::Gzip(decoder) => (decoder.read(buffer), "gzip"),
+            Self::Zlib(decoder) => (decoder.read(buffer), "zlib"),
             Self::Zstd(decoder) => (decoder.read(buffer), "zstd"),
             Self::Plain(body) => (body.read(buffer), "plain"),
         };
@@ -176,5 +194,5 @@ fn explain(error: io::Error, name: &str) -> Error {
 fn not_utf8(lines: &[u8], first_line: u64) -> Error {
     let valid = simdutf8::compat::from_utf8(lines).err().map_or(0, |error| error.valid_up_to());
     let line = first_line + memchr::memchr_iter(b'\n', &lines[..valid]).count() as u64;
-    Error::Body(format!("line {line} is not UTF-8 text; bodies are gzip, zstd or plain text in UTF-8"))
+    Error::Body(format!("line {line} is not UTF-8 text; bodies are gzip, zlib, zstd or plain text in UTF-8"))
 }

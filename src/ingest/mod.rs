@@ -9,6 +9,7 @@ pub mod decode;
 pub mod format;
 pub mod rows;
 mod store;
+mod zlib;
 
 use std::sync::Arc;
 use std::time::Duration;

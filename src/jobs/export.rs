@@ -3,7 +3,11 @@
 use std::time::Instant;
 
 use chrono::DateTime;
+use serde_json::json;
+use sqlx::PgConnection;
 use uuid::Uuid;
+
+use super::notice;
 
 use crate::app::App;
 use crate::db::exports::{self, Completed, ExportFile};
@@ -14,18 +18,24 @@ use crate::export::{self, Exported, Target};
 use crate::telemetry;
 
 /// Writes the export; false when the job had become somebody else's, and nothing was recorded.
-pub async fn run(app: &App, lease: &Lease, id: Uuid, retention_days: u32) -> Result<bool> {
+pub async fn run(app: &App, lease: &Lease, id: Uuid, retention_hours: u32, webhooks: &[String]) -> Result<bool> {
     let started = Instant::now();
     let Some(export) = exports::by_id(&app.pool, id).await? else {
         return Err(Error::NotFound { what: "export", name: id.to_string() });
     };
-    let result = write(app, lease, &export, retention_days).await;
+    let result = write(app, lease, &export, retention_hours, webhooks).await;
     let counted = result.as_ref().map(|done| done.as_ref().map(|done| (done.stats.rows, done.bytes)));
     telemetry::exported(&export.dataset, &counted, started.elapsed());
     Ok(result?.is_some())
 }
 
-async fn write(app: &App, lease: &Lease, export: &exports::Export, retention_days: u32) -> Result<Option<Exported>> {
+async fn write(
+    app: &App,
+    lease: &Lease,
+    export: &exports::Export,
+    retention_hours: u32,
+    webhooks: &[String],
+) -> Result<Option<Exported>> {
     let config = &app.config.export;
     let dataset = app.datasets.get(&export.dataset);
     let dataset = dataset.ok_or_else(|| Error::NotFound { what: "dataset", name: export.dataset.clone() })?;
@@ -34,22 +44,57 @@ async fn write(app: &App, lease: &Lease, export: &exports::Export, retention_day
     let plan = spec.plan(dataset, (config.compression, config.compression_level))?;
     // Each attempt has a folder of its own: what a dead attempt still writes is in nobody's way.
     let prefix = format!("{}/{}/{}", export.dataset, export.id, lease.attempt);
-    let target = Target::new(export.id, &app.storage, prefix);
+    let target = Target::new(export.id.to_string(), &app.storage, prefix);
     let exported = export::run(&app.pool, config, plan, &target, lease).await?;
-    let done = completed(export.id, target.prefix, retention_days, &exported);
+    let done = completed(export.id, target.prefix, retention_hours, &exported);
     let mut transaction = app.pool.begin().await?;
-    exports::complete(&mut transaction, export.id, &done).await?;
+    if !exports::complete(&mut transaction, export.id, &done).await? {
+        transaction.rollback().await?;
+        app.storage.delete(&done.prefix).await?;
+        // It was removed while it was written.
+        return Err(Error::Cancelled);
+    }
     if !jobs::complete(&mut transaction, lease).await? {
         transaction.rollback().await?;
         app.storage.delete(&done.prefix).await?;
         return Ok(None);
     }
+    notify(app, &mut transaction, export.id, webhooks, Ok((done.rows, done.bytes))).await?;
     transaction.commit().await?;
+    app.wake_workers();
     tracing::info!(export = %export.id, dataset = export.dataset, rows = done.rows, bytes = done.bytes, "export complete");
     Ok(Some(exported))
 }
 
-fn completed(id: Uuid, prefix: String, retention_days: u32, exported: &Exported) -> Completed {
+/// Tells webhooks how an export has ended: with so many rows and bytes, or why not.
+pub async fn notify(
+    app: &App,
+    connection: &mut PgConnection,
+    id: Uuid,
+    webhooks: &[String],
+    result: Result<(u64, u64), &str>,
+) -> Result<()> {
+    if webhooks.is_empty() {
+        return Ok(());
+    }
+    let dataset = exports::by_id(&app.pool, id).await?.map(|export| export.dataset).unwrap_or_default();
+    let base = json!({"export_id": id, "table": dataset, "status_url": format!("/exports/{id}")});
+    let (event, text, more) = match result {
+        Ok((rows, bytes)) => (
+            "export.completed",
+            format!("Export of {dataset} completed: {rows} rows, {}", bytesize::ByteSize(bytes)),
+            json!({"status": "completed", "rows": rows, "bytes": bytes}),
+        ),
+        Err(error) => (
+            "export.failed",
+            format!("Export of {dataset} failed: {error}"),
+            json!({"status": "failed", "error": error}),
+        ),
+    };
+    notice::enqueue(app, connection, webhooks, event, &text, &[base, more]).await
+}
+
+fn completed(id: Uuid, prefix: String, retention_hours: u32, exported: &Exported) -> Completed {
     let files = (1..).zip(&exported.files).map(|(number, (name, file))| ExportFile {
         export_id: id,
         number,
@@ -66,7 +111,7 @@ fn completed(id: Uuid, prefix: String, retention_days: u32, exported: &Exported)
         csv_bytes: exported.stats.csv_bytes,
         prefix,
         snapshot_at: exported.snapshot_at,
-        retention_days,
+        retention_hours,
         files: files.collect(),
     }
 }

@@ -1,13 +1,18 @@
 //! Durable background work: what kinds there are ([`Work`]), who does it ([`worker`]), what starts by itself
-//! ([`schedule`]), and what is cleared away ([`retention`]).
+//! ([`schedule`]), who is told how it ended ([`notice`]), and what is cleared away ([`retention`]).
 
 mod export;
+pub mod extract;
+pub mod notice;
 pub mod retention;
 pub mod schedule;
 pub mod sync;
+pub mod timing;
 pub mod worker;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -25,9 +30,19 @@ pub enum Work {
     Export {
         /// Which one.
         export_id: Uuid,
-        /// Days until it may be removed.
-        retention_days: u32,
+        /// Hours until it may be removed.
+        retention_hours: u32,
+        /// The webhooks that hear how it ends.
+        #[serde(default)]
+        notify: Vec<String>,
     },
+    /// Do one run of an extract.
+    Extract {
+        /// Which one.
+        run_id: String,
+    },
+    /// Tell a webhook something.
+    Notice(notice::Notice),
     /// Deliver to LabKey what is pending.
     LabkeySync {
         /// Of which dataset.
@@ -38,15 +53,28 @@ pub enum Work {
 /// How often a sync is tried before it waits for its next turn.
 const SYNC_ATTEMPTS: i32 = 5;
 
+/// What one worker does: work that takes time, deliveries, and what must not wait for either.
+pub const EXPORTS: &[&str] = &[Work::EXPORT, Work::EXTRACT];
+/// See [`EXPORTS`].
+pub const SYNCS: &[&str] = &[Work::LABKEY_SYNC];
+/// See [`EXPORTS`].
+pub const NOTICES: &[&str] = &[Work::NOTICE];
+
 impl Work {
     /// What an export is called among jobs.
     pub const EXPORT: &str = "export";
+    /// What a run of an extract is called among jobs.
+    pub const EXTRACT: &str = "extract";
+    /// What a notice is called among jobs.
+    pub const NOTICE: &str = "notice";
     /// What a delivery to LabKey is called among jobs.
     pub const LABKEY_SYNC: &str = "labkey_sync";
 
     const fn kind(&self) -> &'static str {
         match self {
             Self::Export { .. } => Self::EXPORT,
+            Self::Extract { .. } => Self::EXTRACT,
+            Self::Notice(_) => Self::NOTICE,
             Self::LabkeySync { .. } => Self::LABKEY_SYNC,
         }
     }
@@ -59,31 +87,46 @@ pub struct NewExport<'a> {
     pub dataset: &'a Dataset,
     /// Which of them, and in which form; already checked.
     pub spec: &'a ExportSpec,
-    /// Days until it may be removed.
-    pub retention_days: u32,
+    /// Hours until it may be removed.
+    pub retention_hours: u32,
+    /// The webhooks that hear how it ends.
+    pub notify: &'a [String],
+    /// Who asked for it, and how, when it is not for the catalogue.
+    pub asked: Option<Asked<'a>>,
     /// At most one export of that key is ever made.
     pub dedupe_key: Option<&'a str>,
+}
+
+/// A wish for an export outside the catalogue.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    /// The wish as it was sent.
+    pub request: &'a Value,
+    /// The name of the access token.
+    pub client: &'a str,
 }
 
 /// Makes an export and its job, in the caller's transaction. With a key that was used before: the job of then.
 ///
 /// # Errors
 /// A key that was used for another export, a database out of reach.
-pub async fn enqueue_export(app: &App, connection: &mut sqlx::PgConnection, new: &NewExport<'_>) -> Result<Job> {
+pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewExport<'_>) -> Result<Job> {
     let (job, export) = (Uuid::now_v7(), Uuid::now_v7());
-    let work = Work::Export { export_id: export, retention_days: new.retention_days };
-    let internal = |error: serde_json::Error| Error::Internal(format!("a job cannot be stored: {error}"));
-    let spec = serde_json::to_value(new.spec).map_err(internal)?;
+    let work = Work::Export { export_id: export, retention_hours: new.retention_hours, notify: new.notify.to_vec() };
+    let spec = stored(new.spec)?;
     let job = NewJob {
         id: job,
         kind: work.kind(),
-        payload: serde_json::to_value(&work).map_err(internal)?,
+        payload: stored(&work)?,
         max_attempts: app.config.export.max_attempts,
         dedupe_key: new.dedupe_key,
         alone_key: None,
     };
     if jobs::enqueue(connection, &job).await? {
         db::exports::insert(connection, export, job.id, &new.dataset.name, &spec).await?;
+        if let Some(asked) = &new.asked {
+            db::export_jobs::insert(connection, export, asked.request, asked.client).await?;
+        }
     } else if let Some(key) = new.dedupe_key
         && !db::exports::is_same(connection, key, &new.dataset.name, &spec).await?
     {
@@ -101,10 +144,9 @@ pub async fn enqueue_export(app: &App, connection: &mut sqlx::PgConnection, new:
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn enqueue_sync(connection: &mut sqlx::PgConnection, dataset: &str) -> Result<(Job, bool)> {
+pub async fn enqueue_sync(connection: &mut PgConnection, dataset: &str) -> Result<(Job, bool)> {
     let work = Work::LabkeySync { dataset: dataset.to_owned() };
-    let payload =
-        serde_json::to_value(&work).map_err(|error| Error::Internal(format!("a job cannot be stored: {error}")))?;
+    let payload = stored(&work)?;
     let key = format!("labkey_sync:{dataset}");
     loop {
         let job = NewJob {
@@ -120,5 +162,43 @@ pub async fn enqueue_sync(connection: &mut sqlx::PgConnection, dataset: &str) ->
         if let Some(job) = jobs::unfinished(connection, &key).await? {
             return Ok((job, is_new));
         }
+    }
+}
+
+/// Makes a job, in the caller's transaction, and answers with its id.
+async fn enqueue(connection: &mut PgConnection, work: &Work, max_attempts: i32) -> Result<Uuid> {
+    let id = Uuid::now_v7();
+    let job = NewJob { id, kind: work.kind(), payload: stored(work)?, max_attempts, dedupe_key: None, alone_key: None };
+    jobs::enqueue(connection, &job).await?;
+    Ok(id)
+}
+
+fn stored(value: &impl Serialize) -> Result<Value> {
+    serde_json::to_value(value).map_err(|error| Error::Internal(format!("a job cannot be stored: {error}")))
+}
+
+/// Reads what a job is to do.
+fn work_of(job: &Job) -> Result<Work> {
+    serde_json::from_value(job.payload.clone())
+        .map_err(|error| Error::Internal(format!("a stored job cannot be read: {error}")))
+}
+
+/// Records what follows from the end of a job that failed or was cancelled, in the transaction that ends it.
+async fn ended(app: &App, connection: &mut PgConnection, job: &Job, state: &str, error: &str) -> Result<()> {
+    match work_of(job) {
+        Ok(Work::Extract { run_id }) => extract::ended(app, connection, &run_id, state, error).await,
+        Ok(Work::Export { export_id, notify, .. }) if state == "failed" => {
+            export::notify(app, connection, export_id, &notify, Err(error)).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes what a job that was cancelled had written by then.
+async fn clean_up(app: &App, job: &Job) {
+    let Ok(Work::Extract { run_id }) = work_of(job) else { return };
+    if let Err(error) = app.storage.delete(&format!("{}/{run_id}", extract::FOLDER)).await {
+        // The sweep finds what is left.
+        tracing::warn!(error = error.report(), run = run_id, "a cancelled run could not be removed");
     }
 }

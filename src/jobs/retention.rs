@@ -1,4 +1,4 @@
-//! What is cleared away: exports whose time is over, files that no export points at, jobs of long ago. It may run at any
+//! What is cleared away: exports and runs whose time is over, files that nothing points at, jobs of long ago. It may run at any
 //! time, anywhere, and twice.
 
 use std::collections::{HashMap, HashSet};
@@ -6,8 +6,9 @@ use std::collections::{HashMap, HashSet};
 use chrono::{TimeDelta, Utc};
 use uuid::Uuid;
 
+use super::extract;
 use crate::app::App;
-use crate::db::{exports, jobs};
+use crate::db::{artifacts, export_jobs, exports, extract_runs, jobs};
 use crate::error::Result;
 use crate::telemetry;
 
@@ -39,6 +40,17 @@ pub async fn expire(app: &App) -> Result<()> {
         remove(app, &export).await?;
         tracing::info!(export = %export.id, dataset = export.dataset, "export removed: its time is over");
     }
+    for job in export_jobs::expired(&app.pool).await? {
+        app.storage.delete(&format!("{}/{}", job.dataset, job.export_id)).await?;
+        export_jobs::expire(&app.pool, job.number).await?;
+        tracing::info!(export_job = job.number, dataset = job.dataset, "files removed: their time is over");
+    }
+    for run in extract_runs::expired(&app.pool).await? {
+        app.storage.delete(&format!("{}/{run}", extract::FOLDER)).await?;
+        extract_runs::expire(&app.pool, &run).await?;
+        tracing::info!(run, "artifacts removed: their time is over");
+    }
+    extract_runs::forget(&app.pool, JOBS).await?;
     Ok(())
 }
 
@@ -58,7 +70,12 @@ pub async fn remove(app: &App, export: &exports::Export) -> Result<bool> {
 pub async fn sweep(app: &App) -> Result<()> {
     // Before the list of exports, which therefore knows all that is listed.
     let listed = app.storage.list("").await?;
-    let in_use: HashMap<Uuid, Option<String>> = exports::in_use(&app.pool).await?.into_iter().collect();
+    let exports = exports::in_use(&app.pool).await?.into_iter().map(|(id, prefix)| (id.to_string(), prefix));
+    let runs = extract_runs::in_use(&app.pool).await?.into_iter().map(|(id, attempt)| {
+        let prefix = attempt.map(|attempt| format!("{}/{id}/{attempt}", extract::FOLDER));
+        (id, prefix)
+    });
+    let in_use: HashMap<String, Option<String>> = exports.chain(runs).collect();
     let newest = Utc::now() - ORPHAN;
     let mut removed = 0;
     for file in &listed {
@@ -73,31 +90,42 @@ pub async fn sweep(app: &App) -> Result<()> {
         }
     }
     if removed > 0 {
-        tracing::info!(files = removed, "files that no export pointed at were removed");
+        tracing::info!(files = removed, "files that nothing pointed at were removed");
     }
     report_missing(app, &in_use, &listed.into_iter().map(|file| file.name).collect()).await
 }
 
-/// The folder of an attempt, `dataset/export/attempt`, and its export. Other files in the storage are not ours.
-fn attempt_of(name: &str) -> Option<(String, Uuid)> {
+/// The folder of an attempt, `dataset/export/attempt` or `extracts/run/attempt`, and whose it is. Other files in the
+/// storage are not ours.
+fn attempt_of(name: &str) -> Option<(String, String)> {
     let mut parts = name.split('/');
-    let (dataset, export, attempt) = (parts.next()?, parts.next()?, parts.next()?);
-    let id = Uuid::parse_str(export).ok()?;
+    let (folder, id, attempt) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_run = folder == extract::FOLDER && id.starts_with("run_");
+    if !is_run {
+        Uuid::parse_str(id).ok()?;
+    }
     attempt.parse::<u32>().ok()?;
     parts.next()?;
-    Some((format!("{dataset}/{export}/{attempt}"), id))
+    Some((format!("{folder}/{id}/{attempt}"), id.to_owned()))
 }
 
-async fn report_missing(app: &App, in_use: &HashMap<Uuid, Option<String>>, listed: &HashSet<String>) -> Result<()> {
-    let complete: Vec<Uuid> = in_use.iter().filter(|(_, prefix)| prefix.is_some()).map(|(id, _)| *id).collect();
+async fn report_missing(app: &App, in_use: &HashMap<String, Option<String>>, listed: &HashSet<String>) -> Result<()> {
+    let complete = in_use.iter().filter(|(_, prefix)| prefix.is_some());
+    let (exports, runs): (Vec<_>, Vec<_>) = complete.partition(|(id, _)| Uuid::parse_str(id).is_ok());
+    let exports: Vec<Uuid> = exports.iter().filter_map(|(id, _)| Uuid::parse_str(id).ok()).collect();
+    let runs: Vec<String> = runs.into_iter().map(|(id, _)| id.clone()).collect();
+    let mut names: Vec<String> =
+        artifacts::of_runs(&app.pool, &runs).await?.into_iter().map(|file| file.path).collect();
+    for file in exports::files(&app.pool, &exports).await? {
+        let Some(Some(prefix)) = in_use.get(&file.export_id.to_string()) else { continue };
+        names.push(format!("{prefix}/{}", file.name));
+    }
     let mut missing = 0;
-    for file in exports::files(&app.pool, &complete).await? {
-        let Some(Some(prefix)) = in_use.get(&file.export_id) else { continue };
-        let name = format!("{prefix}/{}", file.name);
+    for name in names {
         // Written after the listing, perhaps.
         if !listed.contains(&name) && !app.storage.exists(&name).await? {
             missing += 1;
-            tracing::error!(export = %file.export_id, file = file.name, "a file of an export is missing from the storage");
+            tracing::error!(file = name, "a file that was written is missing from the storage");
         }
     }
     telemetry::missing_files(missing);

@@ -1,21 +1,20 @@
-//! What starts by itself: exports by cron, in each schedule's own time zone, and syncs with LabKey; once over all
-//! replicas.
+//! What starts by itself: exports and extracts by cron, in each schedule's own time zone, and syncs with LabKey; once over
+//! all replicas.
 
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chrono::{DateTime, TimeDelta, TimeZone, Utc};
-use chrono_tz::Tz;
-use croner::Cron;
-use croner::parser::{CronParser, Seconds};
+use chrono::{DateTime, Utc};
+use croner::parser::Seconds;
 use tokio_cron_scheduler::{Job as Tick, JobScheduler, JobSchedulerError};
 
-use super::{NewExport, enqueue_export, enqueue_sync, retention, sync};
+use super::extract::config::ExtractConfig;
+use super::timing::Timing;
+use super::{NewExport, enqueue_export, enqueue_sync, extract, retention, sync};
 use crate::app::App;
 use crate::dataset::Dataset;
-use crate::db::{labkey, schedules, submissions};
+use crate::db::{extracts, labkey, schedules, submissions};
 use crate::error::{Error, Result};
 use crate::export::spec::ExportSpec;
 use crate::telemetry;
@@ -34,8 +33,7 @@ pub struct Schedule {
     /// Under which its ticks are remembered: another expression is another schedule.
     name: String,
     dataset: Arc<Dataset>,
-    cron: Cron,
-    zone: Tz,
+    timing: Timing,
     action: Action,
 }
 
@@ -43,6 +41,8 @@ enum Action {
     Export {
         spec: ExportSpec,
         retention_days: u32,
+        /// The webhooks that hear how its exports end.
+        notify: Vec<String>,
         /// Whether it is left out while the dataset is empty.
         only_with_rows: bool,
     },
@@ -66,8 +66,7 @@ fn syncs(app: &App) -> Result<Vec<Schedule>> {
         Ok(Schedule {
             name: format!("labkey:{}:{cron}", dataset.name),
             dataset: Arc::clone(dataset),
-            cron: parse(&cron).map_err(|error| Error::Internal(error.to_string()))?,
-            zone: Tz::UTC,
+            timing: Timing::parse(&cron, None, Seconds::Required).map_err(Error::Internal)?,
             action: Action::LabkeySync,
         })
     };
@@ -80,8 +79,8 @@ fn exports(app: &App) -> Result<Vec<Schedule>> {
     for own in &config.schedules {
         let wrong = |reason: String| Error::Environment(format!("export.schedules: {}: {reason}", own.dataset));
         let dataset = app.datasets.get(&own.dataset).ok_or_else(|| wrong("is no dataset".into()))?;
+        let timing = Timing::parse(&own.cron, own.timezone.as_deref(), Seconds::Required).map_err(wrong)?;
         let zone = own.timezone.as_deref().unwrap_or("UTC");
-        let zone = Tz::from_str(zone).map_err(|_| wrong(format!("`{zone}` is no time zone such as Europe/Berlin")))?;
         let spec = ExportSpec {
             format: own.format,
             compression: own.compression,
@@ -92,11 +91,11 @@ fn exports(app: &App) -> Result<Vec<Schedule>> {
         schedules.push(Schedule {
             name: format!("export:{}:{}:{zone}:{}", own.dataset, own.cron, own.format.as_str()),
             dataset: Arc::clone(dataset),
-            cron: parse(&own.cron).map_err(|error| wrong(format!("`{}`: {error}", own.cron)))?,
-            zone,
+            timing,
             action: Action::Export {
                 spec,
                 retention_days: own.retention_days.unwrap_or(config.retention_days),
+                notify: own.notify.clone(),
                 only_with_rows: false,
             },
         });
@@ -107,20 +106,16 @@ fn exports(app: &App) -> Result<Vec<Schedule>> {
         schedules.push(Schedule {
             name: format!("export:{}:{cron}:UTC", dataset.name),
             dataset: Arc::clone(dataset),
-            cron: parse(&cron).map_err(|error| Error::Internal(error.to_string()))?,
-            zone: Tz::UTC,
+            timing: Timing::parse(&cron, None, Seconds::Required).map_err(Error::Internal)?,
             action: Action::Export {
                 spec: ExportSpec::default(),
                 retention_days: config.retention_days,
+                notify: Vec::new(),
                 only_with_rows: true,
             },
         });
     }
     Ok(schedules)
-}
-
-fn parse(cron: &str) -> Result<Cron, croner::errors::CronError> {
-    CronParser::builder().seconds(Seconds::Required).dom_and_dow(true).build().parse(cron)
 }
 
 /// The running clock.
@@ -180,61 +175,72 @@ impl Schedules {
         Self { all, last: Mutex::default() }
     }
 
-    /// Makes the jobs that are due.
+    /// Makes the jobs and the runs of extracts that are due.
     pub async fn run_due(&self, app: &App, now: DateTime<Utc>) {
         // Until then the tables may not be there.
         if !app.is_ready.load(Ordering::Acquire) {
             return;
         }
         for schedule in &self.all {
-            if let Err(error) = self.run_one(app, schedule, now).await
+            if let Err(error) = self.export(app, schedule, now).await
                 && !error.is_retryable()
             {
                 tracing::error!(schedule = schedule.name, error = error.report(), "a scheduled job was not made");
             }
         }
+        if let Err(error) = self.extract(app, now).await
+            && !error.is_retryable()
+        {
+            tracing::error!(error = error.report(), "scheduled extracts were not made");
+        }
     }
 
-    async fn run_one(&self, app: &App, schedule: &Schedule, now: DateTime<Utc>) -> Result<()> {
-        let Some(tick) = schedule.latest(now) else { return Ok(()) };
-        let known = self.last.lock().unwrap_or_else(PoisonError::into_inner).get(&schedule.name).copied();
-        if known.is_some_and(|known| tick <= known) {
-            return Ok(());
-        }
-        let last = schedules::last_tick(&app.pool, &schedule.name, now).await?;
-        if tick > last {
+    async fn export(&self, app: &App, schedule: &Schedule, now: DateTime<Utc>) -> Result<()> {
+        if let Some(tick) = self.due(app, &schedule.name, &schedule.timing, now).await? {
             schedule.act(app, tick).await?;
+            self.remember(&schedule.name, tick);
         }
-        let last = tick.max(last);
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(schedule.name.clone(), last);
         if matches!(schedule.action, Action::Export { .. }) {
-            telemetry::next_export(&schedule.dataset.name, schedule.next(now));
+            telemetry::next_export(&schedule.dataset.name, schedule.timing.next(now));
         }
         Ok(())
+    }
+
+    async fn extract(&self, app: &App, now: DateTime<Utc>) -> Result<()> {
+        extract::promote_all(app).await?;
+        for due in extracts::scheduled(&app.pool).await? {
+            let config = ExtractConfig::read(&due.config)?;
+            let Ok(Some(timing)) = config.timing() else { continue };
+            let name = extract::schedule_name(&due.id);
+            if let Some(tick) = self.due(app, &name, &timing, now).await? {
+                extract::act(app, &due, &name, tick).await?;
+                self.remember(&name, tick);
+            }
+        }
+        Ok(())
+    }
+
+    /// The tick that is to be acted upon, if there is one.
+    async fn due(&self, app: &App, name: &str, timing: &Timing, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
+        let Some(tick) = timing.latest(now) else { return Ok(None) };
+        let known = self.last.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        if known.is_some_and(|known| tick <= known) {
+            return Ok(None);
+        }
+        let last = schedules::last_tick(&app.pool, name, now).await?;
+        if tick > last {
+            return Ok(Some(tick));
+        }
+        self.remember(name, last);
+        Ok(None)
+    }
+
+    fn remember(&self, name: &str, tick: DateTime<Utc>) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), tick);
     }
 }
 
 impl Schedule {
-    /// The last tick that is not after `now`.
-    fn latest(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.moment(self.cron.find_previous_occurrence(&self.wall_clock(now), true).ok()?)
-    }
-
-    fn next(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.moment(self.cron.find_next_occurrence(&self.wall_clock(now), false).ok()?)
-    }
-
-    /// What a clock on the wall shows, as if it were UTC: ticks are found on it, where no hour is missing or doubled.
-    fn wall_clock(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        now.with_timezone(&self.zone).naive_local().and_utc()
-    }
-
-    /// When the clock on the wall shows that: for the first time where it does twice, an hour later where it never does.
-    fn moment(&self, shown: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        let local = |shown: DateTime<Utc>| self.zone.from_local_datetime(&shown.naive_utc()).earliest();
-        local(shown).or_else(|| local(shown + TimeDelta::hours(1))).map(|moment| moment.with_timezone(&Utc))
-    }
-
     /// Makes the job of a tick, unless another replica has.
     async fn act(&self, app: &App, tick: DateTime<Utc>) -> Result<()> {
         let mut transaction = app.pool.begin().await?;
@@ -244,10 +250,16 @@ impl Schedule {
         let (dataset, connection) = (&self.dataset.name, &mut *transaction);
         let made = match &self.action {
             Action::Export { only_with_rows: true, .. } if !submissions::any(connection, dataset).await? => None,
-            Action::Export { spec, retention_days, .. } => {
+            Action::Export { spec, retention_days, notify, .. } => {
                 let key = format!("{}@{}", self.name, tick.to_rfc3339());
-                let new =
-                    NewExport { dataset: &self.dataset, spec, retention_days: *retention_days, dedupe_key: Some(&key) };
+                let new = NewExport {
+                    dataset: &self.dataset,
+                    spec,
+                    retention_hours: retention_days.saturating_mul(24),
+                    notify,
+                    asked: None,
+                    dedupe_key: Some(&key),
+                };
                 Some(enqueue_export(app, connection, &new).await?)
             }
             Action::LabkeySync => {
@@ -261,7 +273,7 @@ impl Schedule {
         transaction.commit().await?;
         if let Some(job) = made {
             tracing::info!(dataset, job = %job.id, kind = job.kind, tick = %tick, "scheduled job made");
-            app.new_job.notify_waiters();
+            app.wake_workers();
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Work, export, sync};
+use super::{EXPORTS, NOTICES, SYNCS, Work, clean_up, ended, export, extract, notice, sync, work_of};
 use crate::app::App;
 use crate::db::jobs::{self, Beat, Job, Lease};
 use crate::error::{Error, Result};
@@ -36,11 +36,14 @@ impl Workers {
     pub fn start(app: &App) -> Self {
         let (stop, give_back) = (CancellationToken::new(), CancellationToken::new());
         let mut workers = JoinSet::new();
+        let slots = app.config.export.slots;
         let syncs = if app.labkey.is_some() { app.config.labkey.slots } else { 0 };
-        for (kind, slots) in [(Work::EXPORT, app.config.export.slots), (Work::LABKEY_SYNC, syncs)] {
+        // Notices must not wait for a slot.
+        let notices = usize::from(slots > 0);
+        for (kinds, slots) in [(EXPORTS, slots), (SYNCS, syncs), (NOTICES, notices)] {
             for slot in 0..slots {
-                let name = format!("{}:{}:{kind}:{slot}", hostname(), std::process::id());
-                workers.spawn(work(app.clone(), kind, name, stop.clone(), give_back.clone()));
+                let name = format!("{}:{}:{}:{slot}", hostname(), std::process::id(), kinds[0]);
+                workers.spawn(work(app.clone(), kinds, name, stop.clone(), give_back.clone()));
             }
         }
         Self { stop, give_back, workers }
@@ -57,14 +60,20 @@ impl Workers {
     }
 }
 
-async fn work(app: App, kind: &'static str, name: String, stop: CancellationToken, give_back: CancellationToken) {
+async fn work(
+    app: App,
+    kinds: &'static [&'static str],
+    name: String,
+    stop: CancellationToken,
+    give_back: CancellationToken,
+) {
     while !stop.is_cancelled() {
         // Until then the tables may not be there.
         if !app.is_ready.load(Ordering::Acquire) {
             wait(&app, &stop).await;
             continue;
         }
-        match jobs::claim(&app.pool, kind, &name, app.config.export.lease).await {
+        match jobs::claim(&app.pool, &name, app.config.export.lease, kinds).await {
             Ok(Some(job)) => perform(&app, job, &give_back).await,
             Ok(None) => wait(&app, &stop).await,
             Err(error) => {
@@ -117,7 +126,11 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
             return jobs::retry(&app.pool, lease, Duration::ZERO, "the service was stopped").await;
         }
         tracing::info!(job = %job.id, "job cancelled");
-        return jobs::fail(&mut *app.pool.acquire().await?, lease, "cancelled", &report).await;
+        let is_ours = give_up(app, job, lease, "cancelled", &report).await?;
+        if is_ours {
+            clean_up(app, job).await;
+        }
+        return Ok(is_ours);
     }
     if error.is_retryable() && job.attempt < job.max_attempts {
         let wait = backoff(job.attempt).max(error.retry_after().unwrap_or_default());
@@ -125,7 +138,19 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
         return jobs::retry(&app.pool, lease, wait, &report).await;
     }
     tracing::error!(job = %job.id, attempt = job.attempt, error = report, "job failed");
-    jobs::fail(&mut *app.pool.acquire().await?, lease, "failed", &report).await
+    give_up(app, job, lease, "failed", &report).await
+}
+
+/// Ends a job for good, with all that follows; false when it is somebody else's now.
+async fn give_up(app: &App, job: &Job, lease: &Lease, state: &str, report: &str) -> Result<bool> {
+    let mut transaction = app.pool.begin().await?;
+    if !jobs::fail(&mut transaction, lease, state, report).await? {
+        return Ok(false);
+    }
+    ended(app, &mut transaction, job, state, report).await?;
+    transaction.commit().await?;
+    app.wake_workers();
+    Ok(true)
 }
 
 fn backoff(attempt: i32) -> Duration {
@@ -135,11 +160,14 @@ fn backoff(attempt: i32) -> Duration {
 
 /// Works while the lease is kept alive beside it.
 async fn run(app: &App, job: &Job, lease: &Lease, give_back: &CancellationToken) -> Result<bool> {
-    let work: Work = serde_json::from_value(job.payload.clone())
-        .map_err(|error| Error::Internal(format!("a stored job cannot be read: {error}")))?;
+    let work = work_of(job)?;
     let working = Box::pin(async {
         match work {
-            Work::Export { export_id, retention_days } => export::run(app, lease, export_id, retention_days).await,
+            Work::Export { export_id, retention_hours, notify } => {
+                export::run(app, lease, export_id, retention_hours, &notify).await
+            }
+            Work::Extract { run_id } => extract::run(app, lease, &run_id).await,
+            Work::Notice(notice) => notice::run(app, lease, &notice).await,
             Work::LabkeySync { dataset } => sync::run(app, lease, &dataset).await,
         }
     });

@@ -9,6 +9,17 @@ use super::list::{DELIVERY_KEY, Fit, List, RECORD_KEY, Target, takes};
 use crate::config::Mode;
 use crate::dataset::Kind;
 
+/// How rows are sent.
+#[derive(utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = LabkeySendMode)]
+pub enum SendMode {
+    /// By their key, so that none can be there twice.
+    Merge,
+    /// As new ones; LabKey is asked first where it may have them.
+    Insert,
+}
+
 /// How a list compares with what would be sent to it.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 #[schema(as = LabkeyListCheck)]
@@ -22,8 +33,8 @@ pub struct ListCheck {
     /// The list's name.
     #[schema(example = "gottcha2_results")]
     pub list: String,
-    /// `merge` or `insert`; none when the list cannot be used.
-    #[schema(example = "merge")]
+    /// How rows are sent; null when the list cannot be used.
+    #[schema(required, value_type = Option<SendMode>)]
     pub mode: Option<&'static str>,
     /// What has to be mended before anything is sent.
     pub problems: Vec<String>,

@@ -12,6 +12,7 @@ const ERRORS: usize = 20;
 /// What a sync did for one dataset.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
+#[schema(as = LabkeyDatasetReport)]
 pub struct DatasetReport {
     /// The dataset's name.
     #[schema(example = "gottcha2")]

@@ -36,6 +36,8 @@ pub struct Checked {
     pub dataset: Arc<Dataset>,
     /// Under which key; without one the content is the key.
     pub key: Option<String>,
+    /// Values for columns that its rows lack.
+    pub columns: Vec<(String, String)>,
     /// What it holds.
     pub summary: Summary,
 }
@@ -56,7 +58,7 @@ impl Rules {
             let reason = "holds no rows: say whose result it is, with --sample-id or --key";
             return Err(Refusal::new(Exit::Data, &name, reason));
         }
-        Ok(Checked { content, dataset, key, summary })
+        Ok(Checked { content, dataset, key, columns: self.columns.clone(), summary })
     }
 
     /// Refuses files whose keys would be the same.

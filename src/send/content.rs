@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 
 use super::csv::CsvToTsv;
 use crate::error::Error;
-use crate::ingest::decode::{Decoder, Limits};
+use crate::ingest::decode::{self, Decoder, Limits};
 use crate::ingest::format::Format;
 
 /// Longer lines are no result of any tool; whether a shorter one is too long, the service decides.
@@ -79,9 +79,8 @@ impl Content {
     /// When they cannot be read, or `out` takes no more.
     pub fn write_body(&self, out: impl Write) -> io::Result<()> {
         let (magic, mut rows) = self.rows().map_err(io::Error::other)?;
-        let is_compressed = magic.starts_with(&[0x1F, 0x8B]) || magic == [0x28, 0xB5, 0x2F, 0xFD];
         let mut out = io::BufWriter::with_capacity(64 * 1024, out);
-        if is_compressed {
+        if decode::is_compressed(magic) {
             io::copy(&mut rows, &mut out)?;
             return out.flush();
         }

@@ -20,6 +20,7 @@ use super::outcome::{Exit, Receipt, Refusal};
 use super::progress::Progress;
 use crate::dataset::Fault;
 use crate::error::{Error, Result};
+use crate::tls;
 
 /// The first pause between two tries, and the longest one that is not asked for by the service.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -40,7 +41,6 @@ const PARTS_IN_FLIGHT: usize = 8;
 pub struct Uploader {
     client: Client,
     access: Access,
-    columns: Vec<(String, String)>,
     deadline: Instant,
 }
 
@@ -75,16 +75,18 @@ impl Uploader {
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub fn new(access: Access, columns: Vec<(String, String)>, max_time: Duration) -> Result<Self> {
-        let client = Client::builder()
-            .user_agent(concat!("nvd-support-car/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(30))
-            .tcp_keepalive(Duration::from_secs(30))
-            // A body that is read from a file cannot follow, and the token must not.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(|error| Error::Environment(format!("HTTP cannot be set up: {error}")))?;
-        Ok(Self { client, access, columns, deadline: Instant::now() + max_time.min(LONGEST) })
+    pub fn new(access: Access, max_time: Duration) -> Result<Self> {
+        let options = || {
+            Client::builder()
+                .user_agent(concat!("nvd-support-car/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(Duration::from_secs(30))
+                .tcp_keepalive(Duration::from_secs(30))
+                // A body that is read from a file cannot follow, and the token must not.
+                .redirect(reqwest::redirect::Policy::none())
+        };
+        let client = tls::client(options)
+            .map_err(|error| Error::Environment(format!("HTTP cannot be set up: {}", causes(&error))))?;
+        Ok(Self { client, access, deadline: Instant::now() + max_time.min(LONGEST) })
     }
 
     /// Sends one file. It is stored once, however many tries it takes.
@@ -140,7 +142,7 @@ impl Uploader {
         let token = self.access.token().map_err(Failure::Final)?;
         let moved = Arc::new(AtomicU64::new(0));
         let (body, feeding) = feed(Arc::clone(checked), Arc::clone(&moved), Arc::clone(progress));
-        let url = address(&self.access.url, checked, &self.columns);
+        let url = address(&self.access.url, checked);
         let request = if checked.key.is_some() { self.client.put(url) } else { self.client.post(url) };
         let exchange = async {
             let answer = request.bearer_auth(token.expose()).body(body).send().await?;
@@ -160,6 +162,11 @@ impl Uploader {
         }
         if error.is_builder() {
             let reason = format!("no request can be made of it: {}", causes(&error));
+            return Err(Failure::Final(Refusal::new(Exit::Configuration, &checked.content.name, reason)));
+        }
+        if tls::is_distrust(&error) {
+            let reason =
+                format!("the service is not trusted: {}; SSL_CERT_FILE names certificates to trust", causes(&error));
             return Err(Failure::Final(Refusal::new(Exit::Configuration, &checked.content.name, reason)));
         }
         Err(Failure::Passing { reason: causes(&error), after: None })
@@ -185,13 +192,13 @@ impl Uploader {
 
 /// The URL of a submission, below whatever path the service's own address has.
 #[must_use]
-pub fn address(base: &Url, checked: &Checked, columns: &[(String, String)]) -> Url {
+pub fn address(base: &Url, checked: &Checked) -> Url {
     let mut url = base.clone();
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().extend(["ingest", &checked.dataset.name]).extend(&checked.key);
     }
-    if !columns.is_empty() {
-        url.query_pairs_mut().extend_pairs(columns);
+    if !checked.columns.is_empty() {
+        url.query_pairs_mut().extend_pairs(&checked.columns);
     }
     url
 }

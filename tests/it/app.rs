@@ -207,6 +207,13 @@ pub fn gzip(content: impl AsRef<[u8]>) -> Vec<u8> {
     encoder.finish().expect("gzip")
 }
 
+/// What R's `memCompress(type = "gzip")` makes.
+pub fn zlib(content: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(content.as_ref()).expect("zlib");
+    encoder.finish().expect("zlib")
+}
+
 /// A file under `tests/data`.
 pub fn data(path: &str) -> Vec<u8> {
     std::fs::read(format!("{}/tests/data/{path}", env!("CARGO_MANIFEST_DIR"))).expect(path)

@@ -4,12 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module, and the modules that it may name. What is not listed is ground that everybody may use.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("main", &["cli"]),
-    ("cli", &["serve", "http", "jobs", "export", "labkey", "send", "app", "db", "dataset", "storage"]),
+    ("bin", &["cli"]),
+    ("cli", &["serve", "http", "jobs", "export", "labkey", "import", "send", "app", "db", "dataset", "storage"]),
     ("serve", &["http", "jobs", "app", "db"]),
     ("http", &["jobs", "ingest", "export", "labkey", "app", "db", "dataset", "storage"]),
     ("jobs", &["export", "labkey", "app", "db", "dataset"]),
+    ("import", &["send", "dataset"]),
     ("send", &["ingest", "dataset"]),
     ("ingest", &["app", "db", "dataset"]),
     ("export", &["db", "dataset", "storage"]),

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::app::{RECORD, TOKEN, TestApp, eventually, gzip};
+use crate::app::{RECORD, TOKEN, TestApp, eventually, gzip, zlib};
 
 const PATH: &str = "/ingest-gottcha2";
 
@@ -50,6 +50,22 @@ async fn a_truncated_zstd_stores_nothing() {
     let app = TestApp::start().await;
     let whole = zstd::encode_all(RECORD.as_bytes(), 3).expect("zstd");
     app.refuse(400, PATH, &whole[..whole.len() - 3]).await;
+}
+
+#[tokio::test]
+async fn a_truncated_damaged_or_continued_zlib_stream_stores_nothing() {
+    let app = TestApp::start().await;
+    let whole = zlib(format!("{RECORD}\n").repeat(5000));
+    for length in [3, whole.len() / 2, whole.len() - 1] {
+        let problem = app.refuse(400, PATH, &whole[..length]).await;
+        assert!(problem["detail"].as_str().expect("detail").contains("truncated"), "{length}: {problem}");
+    }
+    let mut damaged = whole.clone();
+    *damaged.last_mut().expect("checksum") ^= 0xFF;
+    app.refuse(400, PATH, damaged).await;
+    let continued = [whole.clone(), whole].concat();
+    let problem = app.refuse(400, PATH, continued).await;
+    assert!(problem["detail"].as_str().expect("detail").contains("something else follows"), "{problem}");
 }
 
 #[tokio::test]
@@ -327,6 +343,18 @@ async fn a_slow_upload_succeeds() {
     stream.read_exact(&mut answer).await.expect("answer");
     assert_eq!(&answer, b"HTTP/1.1 200 OK");
     assert_eq!(app.count("gottcha2_full").await, 1);
+}
+
+#[tokio::test]
+async fn text_with_nul_is_the_fault_of_the_request_wherever_it_stands() {
+    let app = TestApp::start().await;
+    for path in ["/submissions?sample_id=%00", "/api/data/extracts/%00", "/api/data/extract_runs?extract_id=a%00b"] {
+        let problem = crate::app::problem(app.request("GET", path).send().await.expect("answer"), 400).await;
+        assert!(problem["detail"].as_str().expect("detail").contains("NUL"), "{problem}");
+    }
+    let extract = serde_json::json!({"name": "Weekly", "description": "\0"});
+    let answer = app.request("POST", "/api/data/extracts").json(&extract).send().await.expect("answer");
+    crate::app::problem(answer, 400).await;
 }
 
 #[tokio::test]

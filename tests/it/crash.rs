@@ -181,3 +181,48 @@ async fn an_export_survives_a_restart_of_its_database_connections() {
     assert_eq!((&job["status"], &job["attempt"]), (&serde_json::json!("completed"), &serde_json::json!(2)), "{job}");
     assert_eq!(app.get("/exports").await[0]["rows"], 300_000);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_of_an_extract_whose_service_is_killed_half_way_is_begun_anew_and_whole() {
+    let folder = folder();
+    let (_, database_url) = create_database().await;
+    let serve = || {
+        let mut command = binary(folder.path());
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--set", "export.lease=3s", "--set", "export.batch_size=1000"])
+            .env("DATABASE_URL", &database_url)
+            .env("BEARER_TOKEN", "t");
+        Served::start(&mut command)
+    };
+    let client = reqwest::Client::builder().no_proxy().build().expect("client");
+    let first = serve();
+    let put = client.put(format!("{}/ingest/gottcha2/large", first.url)).bearer_auth("t").body(file(1, 300_000));
+    assert_eq!(put.send().await.expect("answer").status(), 200);
+    let extract = client.post(format!("{}/api/data/extracts", first.url)).json(&serde_json::json!({"name": "x"}));
+    let extract = ask(extract).await["data"]["id"].as_str().expect("extract").to_owned();
+    let started = ask(client.post(format!("{}/api/extracts/{extract}/run", first.url))).await;
+    let run = started["data"]["status_url"].as_str().expect("run").to_owned();
+    eventually("rows are read", async || {
+        let run = ask(client.get(format!("{}{run}", first.url))).await;
+        run["data"]["progress_detail"]["records_exported"].as_u64() > Some(0)
+    })
+    .await;
+    first.kill();
+    let second = serve();
+    let mut ended = Value::Null;
+    for _ in 0..600 {
+        ended = ask(client.get(format!("{}{run}", second.url))).await["data"].take();
+        if ended["status"] == "completed" || ended["status"] == "failed" {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!((&ended["status"], &ended["records_exported"]), (&"completed".into(), &300_000.into()), "{ended}");
+    for artifact in ended["artifacts"].as_array().expect("artifacts") {
+        let bytes = reqwest::get(artifact["download_url"].as_str().expect("link")).await.expect("answer");
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(bytes.bytes().await.expect("bytes"));
+        assert_eq!(artifact["sha256"], data_encoding::HEXLOWER.encode(&digest));
+    }
+    let again = ask(client.post(format!("{}/api/extracts/{extract}/run", second.url))).await;
+    assert_eq!(again["success"], true, "{again}");
+}

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::sync::OnceLock;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,17 +33,38 @@ fn program(name: &str, folder: &TempDir) -> Command {
 
 /// The clients, each as the command that runs it.
 fn client(name: &str, folder: &TempDir, url: &str, token: &str) -> Command {
-    let runner = match name.rsplit('.').next() {
-        Some("sh") => "bash",
-        Some("py") => "python3",
-        _ => "node",
+    let file = example("clients").join(name);
+    let (runner, file) = match name.rsplit('.').next() {
+        Some("sh") => ("bash", file),
+        Some("py") => ("python3", file),
+        Some("R") => ("Rscript", file),
+        _ => ("node", compiled(&file)),
     };
     let mut command = program(runner, folder);
-    command.arg(example("clients").join(name)).env("NVD_SUPPORT_URL", url).env("NVD_BEARER_TOKEN", token);
+    command.arg(file).env("NVD_SUPPORT_URL", url).env("NVD_BEARER_TOKEN", token);
     command
 }
 
-const CLIENTS: [&str; 3] = ["curl.sh", "nvd_send.py", "nvd_send.mjs"];
+/// What TypeScript's compiler makes of a program, strictly checked. Newer releases of node need none.
+fn compiled(file: &Path) -> PathBuf {
+    static COMPILED: OnceLock<()> = OnceLock::new();
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/sdk/typescript");
+    COMPILED.get_or_init(|| {
+        let mut tsc = std::process::Command::new(tools.join("node_modules/.bin/tsc"));
+        tsc.current_dir(&tools).args(["--strict", "--noUncheckedIndexedAccess", "--erasableSyntaxOnly"]);
+        tsc.args(["--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler", "--types", "node"]);
+        tsc.args(["--typeRoots", "node_modules/@types", "--outDir", "dist"]).arg(file);
+        let output = tsc.output().expect("tsc");
+        assert!(output.status.success(), "{}", text(&output.stdout));
+    });
+    tools.join("dist").join(file.with_extension("js").file_name().expect("name"))
+}
+
+/// Clients for what every worker has.
+const CLIENTS: [&str; 2] = ["curl.sh", "nvd_send.py"];
+
+/// Clients for what has to be installed.
+const OTHER_CLIENTS: [&str; 2] = ["nvd_send.ts", "nvd_send.R"];
 
 /// The columns, as each client takes them.
 fn columns(name: &str, run: &str) -> Vec<String> {
@@ -59,8 +81,18 @@ async fn ends(command: &mut Command, code: i32) -> Output {
 
 #[tokio::test]
 async fn each_client_stores_a_file_once_though_its_answer_is_lost() {
+    store_once(CLIENTS).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Rscript with httr2, and the tools of sdk/generate; .ci/run has them"]
+async fn typescript_and_r_store_a_file_once_too() {
+    store_once(OTHER_CLIENTS).await;
+}
+
+async fn store_once(clients: [&str; 2]) {
     let app = TestApp::start().await;
-    for (index, name) in CLIENTS.into_iter().enumerate() {
+    for (index, name) in clients.into_iter().enumerate() {
         let folder = scratch();
         let mut faults = [Fault::Swallow, Fault::Unavailable].into_iter();
         let proxy = Proxy::start(app.address, move || faults.next().unwrap_or(Fault::Pass)).await;
@@ -76,8 +108,18 @@ async fn each_client_stores_a_file_once_though_its_answer_is_lost() {
 
 #[tokio::test]
 async fn each_client_tells_bad_data_from_a_refused_token() {
+    tell_faults(CLIENTS).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Rscript with httr2, and the tools of sdk/generate; .ci/run has them"]
+async fn typescript_and_r_tell_bad_data_from_a_refused_token_too() {
+    tell_faults(OTHER_CLIENTS).await;
+}
+
+async fn tell_faults(clients: [&str; 2]) {
     let app = TestApp::start().await;
-    for name in CLIENTS {
+    for name in clients {
         let folder = scratch();
         ends(client(name, &folder, &app.url, "wrong").args(["S1.full.tsv", "gottcha2"]).args(columns(name, "r")), 77)
             .await;
@@ -111,20 +153,39 @@ fn value<'a>(commands: &'a [(String, String)], name: &str) -> &'a str {
     value.trim_matches('"')
 }
 
-/// What HTCondor's plugin sends: PUT, the length, the credential, and no other header.
-async fn put(url: &str, token: &str, body: &[u8]) -> String {
+/// How a transfer by HTCondor's plugin ends.
+#[derive(Debug)]
+enum Transfer {
+    /// The job goes on; the service's answer, which the plugin does not look at.
+    Done(String),
+    /// The job is held, with that reason.
+    Held(String),
+}
+
+/// What HTCondor's plugin does: PUT with the length, the credential, and no other header. It repeats what breaks off, up
+/// to 20 times, and holds the job at any status of 400 or more.
+async fn transfer(url: &str, token: &str, body: &[u8]) -> Transfer {
+    for _ in 0..20 {
+        let Ok(answer) = put(url, token, body).await else { continue };
+        let status: u16 = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("status");
+        return if status < 400 { Transfer::Done(answer) } else { Transfer::Held(answer) };
+    }
+    Transfer::Held("the connection broke off 20 times".to_owned())
+}
+
+async fn put(url: &str, token: &str, body: &[u8]) -> std::io::Result<String> {
     let (address, path) = url.trim_start_matches("http://").split_once('/').expect("path");
-    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
     let head = format!(
         "PUT /{path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\
          Connection: close\r\n\r\n",
         body.len()
     );
-    stream.write_all(head.as_bytes()).await.expect("head");
-    stream.write_all(body).await.expect("body");
+    stream.write_all(head.as_bytes()).await?;
+    stream.write_all(body).await?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("answer");
-    answer
+    stream.read_to_string(&mut answer).await?;
+    if answer.contains("\r\n\r\n") { Ok(answer) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
 }
 
 #[tokio::test]
@@ -141,11 +202,57 @@ async fn the_url_that_htcondor_puts_to_stores_the_file_and_takes_repetitions() {
     let token = std::fs::read_to_string(folder.path().join("nvd.use")).expect("credential");
     let body = std::fs::read(folder.path().join(file)).expect("file");
     for replayed in ["\"replayed\":false", "\"replayed\":true"] {
-        let answer = put(&url, &token, &body).await;
-        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(replayed), "{answer}");
+        let Transfer::Done(answer) = transfer(&url, &token, &body).await else { panic!("held") };
+        assert!(answer.contains(replayed), "{answer}");
     }
     assert_eq!(app.count("gottcha2_full WHERE sample_id = 'S1' AND run_id IS NOT NULL").await, 8);
-    assert!(put(&url, &token, b"LEVEL\tNAME\n").await.starts_with("HTTP/1.1 4"));
+    let Transfer::Held(reason) = transfer(&url, &token, b"LEVEL\tNAME\n").await else { panic!("taken") };
+    assert!(reason.contains("422"), "{reason}");
+    let Transfer::Held(reason) = transfer(&url, "wrong", &body).await else { panic!("taken") };
+    assert!(reason.contains("401"), "{reason}");
+}
+
+#[tokio::test]
+async fn libcurl_which_the_plugin_is_made_of_puts_a_large_file_and_is_refused_before_it_sends_one() {
+    let app = TestApp::start().await;
+    let folder = scratch();
+    let record = crate::app::RECORD.to_owned() + "\n";
+    std::fs::write(folder.path().join("large.jsonl"), record.repeat(30_000)).expect("write");
+    // Above a megabyte libcurl asks first, by `Expect: 100-continue`.
+    let put = |token: &str| {
+        let mut curl = program("curl", &folder);
+        curl.args(["--silent", "--show-error", "--fail-with-body", "--upload-file", "large.jsonl"]);
+        curl.args(["--header", &format!("Authorization: Bearer {token}"), "--write-out", "%{size_upload}"]);
+        curl.arg(format!("{}/ingest/gottcha2/cluster-1.jsonl", app.url));
+        curl
+    };
+    let said = text(&ends(&mut put(TOKEN), 0).await.stdout);
+    assert!(said.contains("\"rows\":30000") && said.ends_with(&(record.len() * 30_000).to_string()), "{said}");
+    let said = text(&ends(&mut put("wrong"), 22).await.stdout);
+    assert!(said.contains("\"status\":401"), "{said}");
+    assert_eq!(app.count("gottcha2_full").await, 30_000);
+}
+
+#[tokio::test]
+async fn fifty_jobs_that_deliver_by_put_over_a_failing_network_are_stored_once_though_ten_run_twice() {
+    let app = TestApp::start().await;
+    let mut turn = 0;
+    let proxy = Proxy::start(app.address, move || {
+        turn += 1;
+        [Fault::Pass, Fault::Swallow, Fault::Drop, Fault::Pass, Fault::Reset(300), Fault::Cut(10)][turn % 6]
+    })
+    .await;
+    let body = data("gottcha2/v2.4.3.SRR12689945.full.tsv");
+    // Ten jobs were evicted after their transfer, and run again at the same time as the others.
+    let jobs = (0..50).chain(0..10).map(|job| {
+        let url = format!("{}/ingest/gottcha2/cluster-{job}.full.tsv?sample_id=S{job}", proxy.url);
+        let body = &body;
+        async move { transfer(&url, TOKEN, body).await }
+    });
+    for ended in futures_util::future::join_all(jobs).await {
+        assert!(matches!(ended, Transfer::Done(_)), "{ended:?}");
+    }
+    assert_eq!((app.count("submissions").await, app.count("gottcha2_full").await), (50, 400));
 }
 
 #[tokio::test]

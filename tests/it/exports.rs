@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::app::{RECORD, TOKEN, TestApp, data, eventually, gzip, problem};
 
 /// Rows of one sample each.
-async fn stored(app: &TestApp, samples: usize, rows: usize) {
+pub async fn stored(app: &TestApp, samples: usize, rows: usize) {
     for sample in 0..samples {
         let line = RECORD.replace("S1", &format!("S{sample}"));
         app.store("/ingest-gottcha2", gzip(format!("{line}\n").repeat(rows))).await;
@@ -95,7 +95,7 @@ async fn wrong_wishes_are_refused_with_the_field_that_is_wrong() {
         (json!({"table": "gottcha2", "columns": ["nonsense"]}), "columns"),
         (json!({"table": "gottcha2", "columns": []}), "columns"),
         (json!({"table": "gottcha2", "row_limit": 0}), "row_limit"),
-        (json!({"table": "gottcha2", "format": "xlsx"}), "xlsx"),
+        (json!({"table": "gottcha2", "format": "xlsx"}), "format"),
         (json!({"table": "gottcha2", "format": "csv", "compression": "snappy"}), "compression"),
         (json!({"table": "gottcha2", "compression_level": 99}), "compression_level"),
         (json!({"table": "gottcha2", "filters": {"nonsense": 1}}), "filters.nonsense"),

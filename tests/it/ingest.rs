@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::app::{RECORD, TestApp, data, gzip, problem};
+use crate::app::{RECORD, TestApp, data, gzip, problem, zlib};
 
 /// All rows of a table as JSON objects in the order of their file, without the service's columns and nulls.
 async fn rows(app: &TestApp, table: &str) -> Vec<Value> {
@@ -137,7 +137,8 @@ async fn every_compression_and_label_that_clients_use_is_understood() {
     let zstd = zstd::encode_all(plain.as_bytes(), 3).expect("zstd");
     let mut frames = zstd::encode_all(&plain.as_bytes()[..9], 3).expect("zstd");
     frames.extend(zstd::encode_all(&plain.as_bytes()[9..], 3).expect("zstd"));
-    for (index, body) in [plain.clone().into_bytes(), gzip(&plain), members, zstd, frames].into_iter().enumerate() {
+    let bodies = [plain.clone().into_bytes(), gzip(&plain), members, zlib(&plain), zstd, frames];
+    for (index, body) in bodies.into_iter().enumerate() {
         for (label, headers) in [
             ("none", vec![]),
             ("both", vec![("content-type", "application/gzip"), ("content-encoding", "gzip")]),
@@ -152,7 +153,7 @@ async fn every_compression_and_label_that_clients_use_is_understood() {
             assert_eq!(response.status(), 200, "{index} {label}: {}", response.text().await.expect("text"));
         }
     }
-    assert_eq!(app.count("gottcha2_full").await, 30);
+    assert_eq!(app.count("gottcha2_full").await, 36);
     assert_eq!(app.scalar::<i64>("SELECT count(DISTINCT sha256) FROM submissions").await, 1);
 }
 

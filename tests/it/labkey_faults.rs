@@ -139,6 +139,8 @@ async fn what_was_refused_is_delivered_once_the_reason_is_gone_and_somebody_asks
         let answer = app.request("POST", "/labkey/retry").json(&request).send().await.expect("answer");
         answer.json().await.expect("JSON")
     };
+    assert_eq!(retry(json!(["gottcha2"])).await["errors"][0]["field"], "body", "not by the order of the fields");
+    assert_eq!(retry(json!({"delivery": 1})).await["errors"][0]["field"], "delivery");
     assert_eq!(retry(json!({"reason": "no such reason"})).await["rows"], 0);
     assert_eq!(retry(json!({"dataset": "gottcha2", "reason": "too long"})).await["rows"], 1);
     sqlx::query("UPDATE gottcha2_full SET name = 'short' WHERE length(name) > 4000")

@@ -28,6 +28,8 @@ async fn every_operation_says_how_it_fails_and_every_reference_leads_somewhere()
             let id = operation["operationId"].as_str().expect("operation id");
             assert!(ids.insert(id.to_owned()), "{id} twice");
             for (status, response) in operation["responses"].as_object().expect("responses") {
+                let json = &response["content"]["application/json"]["schema"];
+                assert!(json.is_null() || json["$ref"].is_string(), "{method} {path} {status}: no name for {json}");
                 if status.starts_with(['4', '5']) {
                     let problem = &response["content"]["application/problem+json"];
                     assert!(problem.is_object(), "{method} {path} {status}");

@@ -21,6 +21,10 @@ pub enum Fault {
     Unavailable,
     /// The request arrives whole, but its answer is lost.
     Swallow,
+    /// The request arrives whole, but only so many bytes of its answer come back.
+    Cut(usize),
+    /// Everything gets through, each part so many milliseconds late.
+    Delay(u64),
     /// One request gets through.
     Pass,
 }
@@ -28,7 +32,7 @@ pub enum Fault {
 /// A running proxy.
 pub struct Proxy {
     pub url: String,
-    counts: Arc<[AtomicUsize; 6]>,
+    counts: Arc<[AtomicUsize; 8]>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -37,7 +41,7 @@ impl Proxy {
     pub async fn start(target: SocketAddr, mut next: impl FnMut() -> Fault + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("port");
         let url = format!("http://{}", listener.local_addr().expect("address"));
-        let counts: Arc<[AtomicUsize; 6]> = Arc::default();
+        let counts: Arc<[AtomicUsize; 8]> = Arc::default();
         let seen = Arc::clone(&counts);
         let serving = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -48,7 +52,9 @@ impl Proxy {
                     Fault::Truncate(_) => 2,
                     Fault::Unavailable => 3,
                     Fault::Swallow => 4,
-                    Fault::Pass => 5,
+                    Fault::Cut(_) => 5,
+                    Fault::Delay(_) => 6,
+                    Fault::Pass => 7,
                 };
                 seen[index].fetch_add(1, Ordering::Relaxed);
                 // A broken connection is what this is for.
@@ -83,8 +89,9 @@ async fn relay(mut client: TcpStream, target: SocketAddr, fault: Fault) -> std::
             return Ok(());
         }
         Fault::Reset(bytes) | Fault::Truncate(bytes) => bytes,
-        Fault::Swallow | Fault::Pass => usize::MAX,
+        Fault::Swallow | Fault::Cut(_) | Fault::Delay(_) | Fault::Pass => usize::MAX,
     };
+    let late = Duration::from_millis(if let Fault::Delay(milliseconds) = fault { milliseconds } else { 0 });
     let server = TcpStream::connect(target).await?;
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.into_split();
@@ -94,6 +101,7 @@ async fn relay(mut client: TcpStream, target: SocketAddr, fault: Fault) -> std::
         loop {
             let wanted = left.min(buffer.len());
             let count = from_client.read(&mut buffer[..wanted]).await?;
+            tokio::time::sleep(late).await;
             to_server.write_all(&buffer[..count]).await?;
             left -= count;
             if count == 0 || left == 0 {
@@ -105,9 +113,12 @@ async fn relay(mut client: TcpStream, target: SocketAddr, fault: Fault) -> std::
     let down = async {
         let mut answer = vec![0; 16 * 1024];
         let count = from_server.read(&mut answer).await?;
-        if fault == Fault::Swallow {
-            return Err(std::io::Error::other("swallowed"));
-        }
+        tokio::time::sleep(late).await;
+        let count = match fault {
+            Fault::Swallow => return Err(std::io::Error::other("swallowed")),
+            Fault::Cut(bytes) => count.min(bytes),
+            _ => count,
+        };
         to_client.write_all(&answer[..count]).await?;
         to_client.shutdown().await
     };

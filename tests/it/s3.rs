@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::app::{RECORD, TestApp, eventually, gzip};
 use crate::exports::files_below;
+use crate::extracts::create;
 
 /// A server with one bucket `lab`.
 struct S3 {
@@ -126,6 +127,34 @@ async fn an_outage_in_the_middle_of_an_upload_is_survived_and_leaves_nothing_par
     let prefix = listed[0]["id"].as_str().expect("id");
     let objects = s3.objects();
     assert!(objects.len() == 2 && objects.iter().all(|object| object.contains(prefix)), "{objects:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_of_an_extract_to_s3_comes_as_a_zip_or_file_by_file_and_is_cleared_away() {
+    let s3 = S3::start().await;
+    let app = TestApp::with(&[("export.storage", &s3.url("secret"))]).await;
+    app.store("/ingest-gottcha2", gzip(format!("{RECORD}\n").repeat(90_000))).await;
+    let extract =
+        create(&app, &json!({"name": "x", "format": "archive", "compress": false, "schemas": ["gottcha2"]})).await;
+    let path = format!("/api/extracts/{}/run", extract["id"].as_str().expect("id"));
+    let made: serde_json::Value = app.request("POST", &path).send().await.expect("answer").json().await.expect("JSON");
+    let path = format!("/api/data/extract_runs/{}", made["data"]["run_id"].as_str().expect("run"));
+    eventually("the run completes", async || app.get(&path).await["data"]["status"] == "completed").await;
+    let run = app.get(&path).await["data"].clone();
+    let objects = s3.objects();
+    assert!(objects.len() == 2 && objects.iter().any(|name| name.ends_with("/1/archive.zip")), "{objects:?}");
+    let archive = &run["artifacts"][0];
+    assert_eq!((&archive["name"], &archive["storage_backend"]), (&json!("archive.zip"), &json!("object")));
+    for link in [&archive["download_url"], &run["download_url"]] {
+        let bytes = reqwest::get(link.as_str().expect("link")).await.expect("answer").bytes().await.expect("bytes");
+        let digest = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(&bytes));
+        assert_eq!(archive["sha256"], digest);
+        let mut zip = zip::ZipArchive::new(std::io::Cursor::new(bytes)).expect("ZIP");
+        assert!(zip.by_name("gottcha2.jsonl").expect("data").size() > 9_000_000);
+    }
+    sqlx::query("UPDATE extract_runs SET expires_at = now()").execute(&app.pool).await.expect("update");
+    nvd_support_car::jobs::retention::expire(&app.app).await.expect("expire");
+    assert_eq!(s3.objects(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,7 +55,7 @@ pub struct Filter {
     /// Of that dataset.
     pub dataset: Option<String>,
     /// In that state.
-    pub state: Option<String>,
+    pub state: Option<&'static str>,
     /// Of that submission.
     pub submission: Option<i64>,
     /// With a smaller id.
@@ -82,7 +82,7 @@ pub async fn list(pool: &PgPool, filter: &Filter) -> Result<Vec<Entry>> {
         LEFT JOIN submissions s ON s.id = d.submission_id ORDER BY d.id DESC",
     )
     .bind(&filter.dataset)
-    .bind(&filter.state)
+    .bind(filter.state)
     .bind(filter.submission)
     .bind(filter.before)
     .bind(filter.limit)

@@ -1,28 +1,22 @@
-#!/usr/bin/env node
-// @ts-check
-// Sends one result file with node alone (20 or newer); its types are checked by TypeScript (tsc --checkJs), and it
-// runs without a build.
+// Sends one result file with node alone: node 22.18 and newer run it as it is, others what tsc makes of it.
 //
-//   nvd_send.mjs FILE DATASET [COLUMN=VALUE ...]     nvd_send.mjs a.full.tsv gottcha2 sample_id=S1 run_id=R1
+//   node nvd_send.ts FILE DATASET [COLUMN=VALUE ...]     node nvd_send.ts a.full.tsv gottcha2 sample_id=S1 run_id=R1
 //
 // NVD_SUPPORT_URL is the service, NVD_BEARER_TOKEN the token. Ends with 0 when the file is stored, now or before, 65
 // when the data are bad, 75 when another try may succeed, 77 when the token is refused, 78 for everything else.
 
 import { readFile } from "node:fs/promises";
-import { setTimeout as sleep } from "node:timers/promises";
 import process from "node:process";
+import { setTimeout as sleep } from "node:timers/promises";
 
 const MAX_TIME = 3_600_000;
 const PASSING = new Set([408, 429, 500, 502, 503, 504]);
 const EXIT = new Map([[400, 65], [409, 65], [413, 65], [422, 65], [401, 77], [403, 77]]);
 
-/**
- * One try. Status 0 is no answer.
- * @param {URL} url
- * @param {Uint8Array<ArrayBuffer>} body
- * @returns {Promise<{status: number, text: string, wait: number}>}
- */
-async function attempt(url, body) {
+/** What a try came to; status 0 is no answer. */
+type Outcome = { status: number; text: string; wait: number };
+
+async function attempt(url: URL, body: Uint8Array<ArrayBuffer>): Promise<Outcome> {
   try {
     const headers = { Authorization: `Bearer ${process.env.NVD_BEARER_TOKEN}` };
     const answer = await fetch(url, { method: "POST", headers, body, signal: AbortSignal.timeout(300_000) });
@@ -33,18 +27,12 @@ async function attempt(url, body) {
   }
 }
 
-/**
- * Sends until it is stored, refused, or out of time. Without a key the content is the key, so that is safe.
- * @param {string} file
- * @param {string} dataset
- * @param {string[]} columns
- * @returns {Promise<number>}
- */
-async function send(file, dataset, columns) {
+/** Sends until it is stored, refused, or out of time. Without a key the content is the key, so that is safe. */
+async function send(file: string, dataset: string, columns: string[]): Promise<number> {
   const base = String(process.env.NVD_SUPPORT_URL).replace(/\/$/, "");
   const url = new URL(`${base}/ingest/${encodeURIComponent(dataset)}`);
   for (const column of columns) {
-    const [name, ...value] = column.split("=");
+    const [name = "", ...value] = column.split("=");
     url.searchParams.append(name, value.join("="));
   }
   const body = new Uint8Array(await readFile(file));
@@ -66,7 +54,7 @@ async function send(file, dataset, columns) {
 
 const [file, dataset, ...columns] = process.argv.slice(2);
 if (!file || !dataset || !process.env.NVD_SUPPORT_URL || !process.env.NVD_BEARER_TOKEN) {
-  console.error("usage: NVD_SUPPORT_URL=... NVD_BEARER_TOKEN=... nvd_send.mjs FILE DATASET [COLUMN=VALUE ...]");
+  console.error("usage: NVD_SUPPORT_URL=... NVD_BEARER_TOKEN=... nvd_send.ts FILE DATASET [COLUMN=VALUE ...]");
   process.exit(78);
 }
 process.exitCode = await send(file, dataset, columns);

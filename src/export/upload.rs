@@ -1,0 +1,100 @@
+//! Bytes into the storage: file after file, each of which appears when it is complete.
+
+use bytes::Bytes;
+use object_store::WriteMultipart;
+use tokio::sync::mpsc;
+
+use super::files::{Output, Written};
+use super::{PIECES_IN_FLIGHT, Target};
+use crate::db::jobs::Progress;
+use crate::error::{Error, Result};
+
+/// How the files of one table are called.
+pub struct FileNames<'n> {
+    /// The name without number and ending.
+    pub stem: &'n str,
+    /// The ending, without its dot.
+    pub extension: String,
+}
+
+impl FileNames<'_> {
+    /// The name of a file, numbered from the second on.
+    fn name(&self, number: usize) -> String {
+        let number = if number == 1 { String::new() } else { format!("_{number}") };
+        format!("{}{number}.{}", self.stem, self.extension)
+    }
+}
+
+/// Uploads file after file. An upload that breaks off is aborted.
+///
+/// # Errors
+/// A storage out of reach, a writer that gave up.
+pub async fn run(
+    target: &Target<'_>,
+    names: &FileNames<'_>,
+    output: &mut mpsc::Receiver<Output>,
+    progress: &Progress,
+) -> Result<Vec<(String, Written)>> {
+    let mut files = Vec::new();
+    let mut upload: Option<Upload> = None;
+    while let Some(piece) = output.recv().await {
+        let current = match upload.take() {
+            Some(current) => current,
+            None => {
+                let name = names.name(files.len() + 1);
+                let upload = target.storage.create(&target.name(&name)).await?;
+                Upload { name, upload: Some(upload) }
+            }
+        };
+        match piece {
+            Output::Bytes(bytes) => {
+                progress.add_bytes(bytes.len() as u64);
+                upload = Some(current.put(bytes).await?);
+            }
+            Output::End(written) => files.push((current.finish().await?, written)),
+        }
+    }
+    match upload {
+        Some(unfinished) => {
+            drop(unfinished);
+            Err(Error::Internal("the writer ended within a file".into()))
+        }
+        None => Ok(files),
+    }
+}
+
+/// One file on its way. Dropped before it is finished, it is aborted, so that the storage keeps nothing of it.
+struct Upload {
+    name: String,
+    upload: Option<WriteMultipart>,
+}
+
+impl Upload {
+    async fn put(mut self, bytes: Bytes) -> Result<Self> {
+        if let Some(upload) = &mut self.upload {
+            upload.wait_for_capacity(PIECES_IN_FLIGHT).await?;
+            upload.put(bytes);
+        }
+        Ok(self)
+    }
+
+    /// Completes the file, and answers with its name.
+    async fn finish(mut self) -> Result<String> {
+        if let Some(upload) = self.upload.take() {
+            upload.finish().await?;
+        }
+        Ok(std::mem::take(&mut self.name))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            tokio::spawn(async move {
+                if let Err(error) = upload.abort().await {
+                    tracing::warn!(%error, "an upload could not be aborted");
+                }
+            });
+        }
+    }
+}

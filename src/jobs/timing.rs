@@ -1,0 +1,51 @@
+//! When something is due: a cron expression on a clock on the wall somewhere.
+
+use std::str::FromStr;
+
+use chrono::{DateTime, TimeDelta, TimeZone, Utc};
+use chrono_tz::Tz;
+use croner::Cron;
+use croner::parser::{CronParser, Seconds};
+
+/// A cron expression in a time zone.
+pub struct Timing {
+    cron: Cron,
+    zone: Tz,
+}
+
+impl Timing {
+    /// Reads an expression, `seconds` of which are required or may be left out; the zone is UTC unless told.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn parse(cron: &str, zone: Option<&str>, seconds: Seconds) -> Result<Self, String> {
+        let zone = zone.unwrap_or("UTC");
+        let zone = Tz::from_str(zone).map_err(|_| format!("`{zone}` is no time zone such as Europe/Berlin"))?;
+        let parser = CronParser::builder().seconds(seconds).dom_and_dow(true).build();
+        let cron = parser.parse(cron).map_err(|error| format!("`{cron}`: {error}"))?;
+        Ok(Self { cron, zone })
+    }
+
+    /// The last tick that is not after `now`.
+    #[must_use]
+    pub fn latest(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.moment(self.cron.find_previous_occurrence(&self.wall_clock(now), true).ok()?)
+    }
+
+    /// The first tick after `now`.
+    #[must_use]
+    pub fn next(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.moment(self.cron.find_next_occurrence(&self.wall_clock(now), false).ok()?)
+    }
+
+    /// What a clock on the wall shows, as if it were UTC: ticks are found on it, where no hour is missing or doubled.
+    fn wall_clock(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        now.with_timezone(&self.zone).naive_local().and_utc()
+    }
+
+    /// When the clock on the wall shows that: for the first time where it does twice, an hour later where it never does.
+    fn moment(&self, shown: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let local = |shown: DateTime<Utc>| self.zone.from_local_datetime(&shown.naive_utc()).earliest();
+        local(shown).or_else(|| local(shown + TimeDelta::hours(1))).map(|moment| moment.with_timezone(&Utc))
+    }
+}
