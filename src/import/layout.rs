@@ -170,7 +170,9 @@ fn match_name(pattern: &str, name: &str) -> Option<Columns> {
     ends.filter(|end| column.is_none() || *end > 0).find_map(|end| {
         let (text, after) = name.split_at(end);
         let mut columns = match_name(rest, after)?;
-        columns.extend(column.map(|column| (column.to_owned(), text.to_owned())));
+        if let Some(column) = column {
+            columns.insert(0, (column.to_owned(), text.to_owned()));
+        }
         Some(columns)
     })
 }
@@ -196,8 +198,8 @@ mod tests {
         assert_eq!(
             chosen(&Layout::nvd(false), &files),
             [
-                format!("gottcha2 {profiles}/A.1.full.tsv.gz sample_id=A.1 run_id=r1"),
-                format!("gottcha2 {profiles}/W.tsv sample_id=W run_id=r1"),
+                format!("gottcha2 {profiles}/A.1.full.tsv.gz run_id=r1 sample_id=A.1"),
+                format!("gottcha2 {profiles}/W.tsv run_id=r1 sample_id=W"),
             ]
         );
     }
