@@ -95,6 +95,10 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         complete_ingest(operation, path, method, datasets);
     }
     for parameter in operation.get_mut("parameters").and_then(Value::as_array_mut).into_iter().flatten() {
+        // A header that may be absent is never null.
+        if parameter["schema"]["type"] == json!(["string", "null"]) {
+            parameter["schema"]["type"] = "string".into();
+        }
         // Whatever the names are here, to every client they are a choice.
         let is_dataset = ["dataset", "table"].contains(&parameter["name"].as_str().unwrap_or_default());
         if parameter["name"] == "table_name" {
@@ -106,10 +110,9 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         }
     }
     if path.ends_with("/download") {
-        // The media type is that of the file. Generated clients take the one that they know for bytes.
+        // The media type is that of the file, which may be JSON. Generated clients take the one that they know for bytes.
         for status in ["200", "206"] {
-            let content = &mut operation["responses"][status]["content"];
-            content["*/*"] = content["application/octet-stream"].clone();
+            operation["responses"][status]["content"]["*/*"] = json!({});
         }
         // A signed link does instead of a token.
         operation["security"] = json!([{"bearer": []}, {}]);
@@ -118,6 +121,7 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         problems.push(("409", "LabKey is not configured"));
     }
     if operation["requestBody"]["content"].get("application/json").is_some() {
+        operation["requestBody"]["required"] = true.into();
         problems.push(("400", "The body is no JSON"));
         problems.push(("415", "The body does not say that it is JSON"));
         problems.push(("422", "A field is wrong, or unknown"));
