@@ -104,8 +104,14 @@ fn add_requests(schemas: &mut Value) {
     version["description"] = "The version that was read, unless `If-Match` names it.".into();
     allow_null(&mut version);
     fields.insert("version".into(), version);
-    for name in READ_ONLY {
-        fields.insert(name.into(), json!({"description": "As it was read. It is not looked at."}));
+    for (name, _) in READ_ONLY {
+        let read = &schemas["Extract"]["properties"][name];
+        let mut field = json!({"type": read["type"], "description": "As it was read; only the service changes it."});
+        if let Some(format) = read.get("format") {
+            field["format"] = format.clone();
+        }
+        allow_null(&mut field);
+        fields.insert(name.into(), field);
     }
     let description = "What shall be different. An extract that was read can be sent back with changes.";
     schemas["ExtractChange"] = request(description, &fields, json!([]));

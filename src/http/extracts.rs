@@ -6,6 +6,7 @@ use axum::http::header::{ETAG, IF_MATCH, LINK, LOCATION};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{AppendHeaders, IntoResponse};
 use chrono::{DateTime, Utc};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -18,9 +19,21 @@ use crate::error::{Error, Result};
 use crate::jobs::extract::config::{ExtractConfig, ExtractFormat, Include};
 use crate::jobs::extract::{self, Cause};
 
-/// What only the service sets: clients send it back as they got it.
-pub const READ_ONLY: [&str; 8] =
-    ["id", "total_runs", "successful_runs", "failed_runs", "last_run_at", "next_run_at", "created_at", "updated_at"];
+/// What only the service sets: clients send it back as they got it. It is looked at by its type alone.
+pub const READ_ONLY: [(&str, fn(&mut Fields, &str)); 8] = [
+    ("id", leave::<String>),
+    ("total_runs", leave::<i64>),
+    ("successful_runs", leave::<i64>),
+    ("failed_runs", leave::<i64>),
+    ("last_run_at", leave::<DateTime<Utc>>),
+    ("next_run_at", leave::<DateTime<Utc>>),
+    ("created_at", leave::<DateTime<Utc>>),
+    ("updated_at", leave::<DateTime<Utc>>),
+];
+
+fn leave<T: DeserializeOwned>(fields: &mut Fields, name: &str) {
+    fields.take::<T>(name);
+}
 
 /// What was asked for.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -204,8 +217,8 @@ pub async fn update_extract(
     let found = extract::find(&http.app, &id).await?;
     let mut fields = Fields::of(request)?;
     let version = version(&headers, &mut fields)?;
-    for name in READ_ONLY {
-        fields.ignore(name);
+    for (name, leave) in READ_ONLY {
+        leave(&mut fields, name);
     }
     let before = ExtractConfig::read(&found.config)?;
     let mut config = before.clone();

@@ -53,11 +53,6 @@ impl Fields {
         }
     }
 
-    /// Leaves a field out that only the service sets.
-    pub fn ignore(&mut self, name: &str) {
-        self.left.remove(name);
-    }
-
     /// Whether nothing is wrong so far.
     pub fn is_right(&self) -> bool {
         self.faults.is_empty()
