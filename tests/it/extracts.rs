@@ -121,6 +121,8 @@ async fn two_editors_do_not_overwrite_each_other() {
     create(&app, &json!({"name": "Other"})).await;
     problem(put(json!({"name": "Other", "version": 3}), None).await, 409).await;
     problem(put(json!({"format": "xlsx", "version": 3}), None).await, 422).await;
+    problem(put(json!({"total_runs": "many", "version": 3}), None).await, 422).await;
+    problem(put(json!({"format": "csv"}), Some("latest")).await, 422).await;
     problem(send(&app, "PUT", &format!("{EXTRACTS}/extract_none"), &json!({"version": 1})).await, 404).await;
     assert_eq!(data(&app.get(&path).await)["version"], 3);
 }
