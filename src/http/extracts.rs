@@ -19,8 +19,11 @@ use crate::error::{Error, Result};
 use crate::jobs::extract::config::{ExtractConfig, ExtractFormat, Include};
 use crate::jobs::extract::{self, Cause};
 
+/// Checks the type of one field.
+pub type Check = fn(&mut Fields, &str);
+
 /// What only the service sets: clients send it back as they got it. It is looked at by its type alone.
-pub const READ_ONLY: [(&str, fn(&mut Fields, &str)); 8] = [
+pub const READ_ONLY: [(&str, Check); 8] = [
     ("id", leave::<String>),
     ("total_runs", leave::<i64>),
     ("successful_runs", leave::<i64>),
