@@ -99,6 +99,9 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         if parameter["schema"]["type"] == json!(["string", "null"]) {
             parameter["schema"]["type"] = "string".into();
         }
+        if parameter["name"] == "wait" {
+            parameter["allowEmptyValue"] = true.into();
+        }
         // Whatever the names are here, to every client they are a choice.
         let is_dataset = ["dataset", "table"].contains(&parameter["name"].as_str().unwrap_or_default());
         if parameter["name"] == "table_name" {
