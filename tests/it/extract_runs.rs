@@ -424,7 +424,7 @@ async fn a_failed_run_keeps_what_it_has_finished_and_says_why() {
     let app = TestApp::start().await;
     stored(&app, 1, 10).await;
     app.store("/ingest-stast", HIT).await;
-    sqlx::query("ALTER TABLE stast_table DROP COLUMN evalue").execute(&app.pool).await.expect("alter");
+    sqlx::query("ALTER TABLE stast_table DROP COLUMN evalue CASCADE").execute(&app.pool).await.expect("alter");
     let extract = create(&app, &json!({"name": "f", "schemas": ["gottcha2", "stast"], "compress": false})).await;
     let failed = ended(&app, &run(&app, &extract).await).await;
     assert_eq!(failed["status"], "failed", "{failed}");

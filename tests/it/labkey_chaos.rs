@@ -17,6 +17,8 @@ const LARGE: usize = 16;
 const LARGE_ROWS: usize = 2_500;
 const SMALL: usize = 100;
 const SMALL_ROWS: usize = 100;
+/// How often the replica that delivers is killed.
+const KILLS: usize = 3;
 const ROWS: usize = LARGE * LARGE_ROWS + SMALL * SMALL_ROWS;
 
 /// A fault for every third request.
@@ -54,6 +56,22 @@ async fn ask(client: &reqwest::Client, method: &str, url: String) -> Option<Valu
     request.send().await.ok()?.json().await.ok()
 }
 
+/// The replica that has a sync in hand, within ten seconds.
+async fn syncing(pool: &sqlx::PgPool, replicas: &[Option<Served>; 2]) -> Option<usize> {
+    let query = "SELECT worker FROM jobs WHERE kind = 'labkey_sync' AND state = 'running'";
+    for _ in 0..200 {
+        let worker: Option<String> = sqlx::query_scalar(query).fetch_optional(pool).await.expect("jobs");
+        let process = worker.as_ref().and_then(|worker| worker.split(':').nth(1));
+        let holds = |replica: &Option<Served>| replica.as_ref().map(|one| one.id().to_string()).as_deref() == process;
+        let replica = process.and_then(|_| replicas.iter().position(holds));
+        if replica.is_some() {
+            return replica;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    None
+}
+
 async fn every_row_arrives_once(list: List) {
     let labkey = LabKeyServer::start().await;
     labkey.add(list);
@@ -75,10 +93,14 @@ async fn every_row_arrives_once(list: List) {
         put(format!("small-{index}"), SMALL_ROWS).await;
     }
     faults(&labkey);
-    for victim in [0, 1, 0] {
-        let sync = format!("{}/labkey/sync?dataset=gottcha2", url(&replicas, 1 - victim));
+    let pool = sqlx::PgPool::connect(&database_url).await.expect("pool");
+    for _ in 0..KILLS {
+        let sync = format!("{}/labkey/sync?dataset=gottcha2", url(&replicas, 0));
         tokio::spawn(client.post(sync).bearer_auth("t").send());
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        // None when all is delivered by now.
+        let Some(victim) = syncing(&pool, &replicas).await else { break };
+        // It shall be in the middle of something.
+        tokio::time::sleep(Duration::from_millis(500)).await;
         replicas[victim].take().expect("running").kill();
         replicas[victim] = Some(start(victim));
     }
@@ -100,9 +122,8 @@ async fn every_row_arrives_once(list: List) {
     let seen = labkey.seen();
     let faulty = seen.iter().filter(|seen| seen.fault.is_some()).count();
     assert!(faulty * 4 > seen.len(), "{faulty} of {} requests went wrong", seen.len());
-    let attempts = sqlx::PgPool::connect(&database_url).await.expect("pool");
     let taken: i64 = sqlx::query_scalar("SELECT max(attempt)::bigint FROM jobs WHERE kind = 'labkey_sync'")
-        .fetch_one(&attempts)
+        .fetch_one(&pool)
         .await
         .expect("attempts");
     assert!(taken > 1, "no sync was ever taken over");

@@ -125,7 +125,7 @@ async fn a_failure_is_told_as_well_and_a_schedule_s_export_too() {
     let more = "[export]\nexport_interval_hours = 0\n[[export.schedules]]\ndataset = \"gottcha2\"\ncron = \"0 0 5 * * *\"\nnotify = [\"events\"]\n";
     let (app, received) = service(&[("events", "json")], more).await;
     app.store("/ingest-stast", r#"{"task":"t","sample_id":"S","qseqid":"q","qlen":9,"sseqid":"s","stitle":"t","length":9,"pident":99.5,"evalue":0,"bitscore":17,"sscinames":"n","staxids":"1","rank":"r"}"#).await;
-    sqlx::query("ALTER TABLE stast_table DROP COLUMN evalue").execute(&app.pool).await.expect("alter");
+    sqlx::query("ALTER TABLE stast_table DROP COLUMN evalue CASCADE").execute(&app.pool).await.expect("alter");
     run(&app, json!({"name": "x", "schemas": ["stast"], "notify": ["events"]})).await;
     eventually("the failure is told", async || received.at("/events").len() == 1).await;
     let event = received.at("/events").remove(0).1;
