@@ -20,10 +20,18 @@ struct Azurite {
 
 impl Azurite {
     async fn start(program: &str) -> Self {
+        nvd_support_car::tls::use_ring();
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("port");
         let port = free.port();
         let mut command = Command::new(program);
-        command.args(["--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--blobPort", &port.to_string()]);
+        command.args([
+            "--inMemoryPersistence",
+            "--skipApiVersionCheck",
+            "--silent",
+            "--disableTelemetry",
+            "--blobPort",
+            &port.to_string(),
+        ]);
         let child = command.stdout(Stdio::null()).spawn().expect("azurite-blob");
         let azurite = Self { child, port };
         eventually("Azurite answers", async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
