@@ -112,7 +112,8 @@ fn pg2parquet(plan: &Plan, service: &Service, program: &str) -> Contender {
         command.args(["export", "--host", "127.0.0.1", "--dbname", "nvd", "--table", table, "--quiet"]);
         command.args(["--compression", "zstd", "--compression-level", "3", "--user", url.username()]);
         command.args(["--port", &url.port().unwrap_or(5432).to_string(), "--output-file"]).arg(&written);
-        command.args(["--password", url.password().unwrap_or_default()]);
+        // Generated passwords may begin with a dash.
+        command.arg(format!("--password={}", url.password().unwrap_or_default()));
         command
     })
 }
