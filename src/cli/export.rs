@@ -170,15 +170,7 @@ async fn catalogued(app: &App, new: &NewExport<'_>) -> Result<(u64, u64, Vec<Str
     transaction.commit().await?;
     app.is_ready.store(true, std::sync::atomic::Ordering::Release);
     let workers = Workers::start(app);
-    let bar = bar();
-    let ended = tokio::select! {
-        ended = follow(app, job.id, &bar) => ended,
-        _ = tokio::signal::ctrl_c() => {
-            jobs::cancel(&app.pool, job.id).await?;
-            follow(app, job.id, &bar).await
-        }
-    };
-    bar.finish_and_clear();
+    let ended = watch(app, job.id).await;
     workers.stop(PATIENCE).await;
     let job = ended?;
     if job.state != "completed" {
@@ -193,8 +185,22 @@ async fn catalogued(app: &App, new: &NewExport<'_>) -> Result<(u64, u64, Vec<Str
     Ok((export.rows.unwrap_or_default().unsigned_abs(), export.bytes.unwrap_or_default().unsigned_abs(), files))
 }
 
+/// Shows how far a job is until it has ended. Ctrl-C asks it to stop.
+pub(super) async fn watch(app: &App, id: Uuid) -> Result<Job> {
+    let bar = bar();
+    let ended = tokio::select! {
+        ended = follow(app, id, &bar) => ended,
+        _ = tokio::signal::ctrl_c() => {
+            jobs::cancel(&app.pool, id).await?;
+            follow(app, id, &bar).await
+        }
+    };
+    bar.finish_and_clear();
+    ended
+}
+
 /// Moves the bar until a job has ended.
-pub(super) async fn follow(app: &App, id: Uuid, bar: &ProgressBar) -> Result<Job> {
+async fn follow(app: &App, id: Uuid, bar: &ProgressBar) -> Result<Job> {
     loop {
         let job = jobs::by_id(&app.pool, id).await?;
         let job = job.ok_or_else(|| Error::NotFound { what: "job", name: id.to_string() })?;
@@ -215,7 +221,7 @@ fn show(bar: &ProgressBar, progress: &Progress) {
 }
 
 /// Rows, rate and time to go, on standard error; nothing when that is no terminal.
-pub(super) fn bar() -> ProgressBar {
+fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} rows  {per_sec}  {eta} to go");
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -2,11 +2,10 @@
 
 use clap::Subcommand;
 
-use super::export::{PATIENCE, bar, follow};
+use super::export::{PATIENCE, watch};
 use crate::app::App;
 use crate::config::Config;
 use crate::dataset::Datasets;
-use crate::db::jobs;
 use crate::error::{Error, Result};
 use crate::jobs::enqueue_sync;
 use crate::jobs::sync::configured;
@@ -91,16 +90,7 @@ async fn sync(app: &App, dataset: Option<&str>) -> Result<String> {
     for name in wanted {
         let (job, _) = enqueue_sync(&mut *app.pool.acquire().await?, &name).await?;
         app.wake_workers();
-        let bar = bar();
-        let ended = tokio::select! {
-            ended = follow(app, job.id, &bar) => ended,
-            _ = tokio::signal::ctrl_c() => {
-                jobs::cancel(&app.pool, job.id).await?;
-                follow(app, job.id, &bar).await
-            }
-        };
-        bar.finish_and_clear();
-        let job = ended?;
+        let job = watch(app, job.id).await?;
         let report = job.report.and_then(|report| serde_json::from_value::<DatasetReport>(report).ok());
         let report = report.unwrap_or_default();
         is_good &= job.state == "completed" && report.failed == 0;

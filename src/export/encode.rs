@@ -6,13 +6,14 @@ use arrow::compute::{max, min};
 use arrow::datatypes::TimestampMicrosecondType;
 use parquet::arrow::arrow_writer::ArrowColumnChunk;
 
+use super::decode::BATCH;
 use super::parquet::{Layout, RowGroup};
 use super::spec::{Format, Plan, TIME_COLUMN};
 use super::text::{self, Rows};
 use crate::error::Result;
 
-/// Rows of each part from which the size of the whole as CSV is estimated.
-const SAMPLE: usize = 128;
+/// Rows of each batch from which the size of the whole as CSV is estimated: one of 64 of a full batch.
+const SAMPLE: usize = BATCH / 64;
 
 /// A piece of a file: some rows, encoded and compressed.
 pub struct Part {

@@ -63,6 +63,15 @@ const BODY: [(&str, &str); 5] = [
     ("422", "Rows or parameters do not fit the dataset; nothing is stored"),
 ];
 
+/// What every download may answer besides the file.
+const DOWNLOAD: [(&str, &str); 5] = [
+    ("302", "The file lies in a bucket, at the address in `Location`"),
+    ("304", "The client has it already"),
+    ("401", "Neither a link nor a token"),
+    ("403", "The link was changed or its time is over, or the token lacks scope `read`"),
+    ("416", "The file has no such range"),
+];
+
 /// Lays routes with and without token together and adds what the definitions and the error type say.
 pub fn complete(secured: Vec<OpenApi>, open: OpenApi, datasets: &Datasets) -> Value {
     let secured_paths: Vec<String> = secured.iter().flat_map(|api| api.paths.paths.keys().cloned()).collect();
@@ -113,6 +122,11 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         }
     }
     if path.ends_with("/download") {
+        problems.extend(DOWNLOAD);
+        if operation["responses"].get("206").is_none() {
+            operation["responses"]["206"] = operation["responses"]["200"].clone();
+            operation["responses"]["206"]["description"] = "A range of the file".into();
+        }
         // The media type is that of the file, which may be JSON. Generated clients take the one that they know for bytes.
         for status in ["200", "206"] {
             operation["responses"][status]["content"]["*/*"] = json!({});

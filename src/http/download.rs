@@ -53,14 +53,8 @@ pub struct FileContent(Vec<u8>);
 #[utoipa::path(get, path = "/exports/{id}/download", operation_id = "download_export", tag = "exports",
     params(("id" = Uuid, Path, description = "The export's id"), DownloadQuery),
     responses((status = 200, description = "The file, or a ZIP of several", content_type = "application/octet-stream", body = FileContent),
-        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = FileContent),
-        (status = 302, description = "The file lies in a bucket, at the address in `Location`"),
-        (status = 304, description = "The client has it already"),
-        (status = 401, description = "Neither a link nor a token"),
-        (status = 403, description = "The link was changed or its time is over, or the token lacks scope `read`"),
         (status = 409, description = "It is still to be written"),
-        (status = 410, description = "Its file is gone from the storage"),
-        (status = 416, description = "The file has no such range")))]
+        (status = 410, description = "Its file is gone from the storage")))]
 pub async fn download_export(
     State(http): State<Http>,
     method: Method,

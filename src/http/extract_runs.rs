@@ -252,10 +252,7 @@ pub async fn get_extract_run(
         (status = 206, description = "A range of a ZIP that is an archive already",
             content_type = "application/octet-stream", body = FileContent),
         (status = 302, description = "It is an archive already and lies in a bucket, at the address in `Location`"),
-        (status = 401, description = "Neither a link nor a token"),
-        (status = 403, description = "The link was changed or its time is over, or the token lacks scope `read`"),
         (status = 409, description = "The run has not ended, or was cancelled"),
-        (status = 304, description = "The client has it already"),
         (status = 410, description = "Its time is over, or it is gone from the storage"),
         (status = 416, description = "The archive has no such range")))]
 pub async fn download_extract_run(
@@ -290,14 +287,8 @@ pub async fn download_extract_run(
 #[utoipa::path(get, path = "/api/extracts/artifacts/{artifactId}/download", operation_id = "download_extract_artifact",
     tag = "extracts", params(("artifactId" = String, Path, description = "The artifact's id"), Proof),
     responses((status = 200, description = "The file", content_type = "application/octet-stream", body = FileContent),
-        (status = 206, description = "A range of the file", content_type = "application/octet-stream", body = FileContent),
-        (status = 302, description = "The file lies in a bucket, at the address in `Location`"),
-        (status = 304, description = "The client has it already"),
-        (status = 401, description = "Neither a link nor a token"),
-        (status = 403, description = "The link was changed or its time is over, or the token lacks scope `read`"),
         (status = 409, description = "The run has not ended, or was cancelled"),
-        (status = 410, description = "Its time is over, or it is gone from the storage"),
-        (status = 416, description = "The file has no such range")))]
+        (status = 410, description = "Its time is over, or it is gone from the storage")))]
 pub async fn download_extract_artifact(
     State(http): State<Http>,
     method: Method,

@@ -312,10 +312,10 @@ fn list_status(check: ListCheck, syncs: &[labkey::LastSync]) -> ListStatus {
     }
 }
 
-/// How many rows are where.
+/// How many rows are where, and since when.
 #[derive(Debug, Default, Serialize, utoipa::ToSchema)]
-#[schema(as = LabkeyStats)]
-pub struct StatsBody {
+#[schema(as = LabkeyCounts)]
+pub struct Counts {
     /// Rows that LabKey has.
     #[schema(example = 120_000, minimum = 0)]
     uploaded_count: i64,
@@ -331,6 +331,36 @@ pub struct StatsBody {
     /// When the oldest pending row was taken in.
     #[schema(required)]
     oldest_pending_time: Option<DateTime<Utc>>,
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.uploaded_count += other.uploaded_count;
+        self.pending_count += other.pending_count;
+        self.failed_count += other.failed_count;
+        self.last_sync_time = self.last_sync_time.max(other.last_sync_time);
+        self.oldest_pending_time = self.oldest_pending_time.into_iter().chain(other.oldest_pending_time).min();
+    }
+}
+
+impl From<labkey::Stats> for Counts {
+    fn from(stats: labkey::Stats) -> Self {
+        Self {
+            uploaded_count: stats.uploaded,
+            pending_count: stats.pending,
+            failed_count: stats.failed,
+            last_sync_time: stats.last_delivered,
+            oldest_pending_time: stats.oldest_pending,
+        }
+    }
+}
+
+/// The numbers of all datasets together, and of each.
+#[derive(Debug, Default, Serialize, utoipa::ToSchema)]
+#[schema(as = LabkeyStats)]
+pub struct StatsBody {
+    #[serde(flatten)]
+    all: Counts,
     /// The same for each dataset.
     datasets: Vec<DatasetStats>,
 }
@@ -342,21 +372,8 @@ pub struct DatasetStats {
     /// The dataset's name.
     #[schema(example = "gottcha2")]
     dataset: String,
-    /// Rows that LabKey has.
-    #[schema(example = 120_000, minimum = 0)]
-    uploaded_count: i64,
-    /// Rows that still are to be delivered.
-    #[schema(example = 0, minimum = 0)]
-    pending_count: i64,
-    /// Rows that LabKey refused.
-    #[schema(example = 1, minimum = 0)]
-    failed_count: i64,
-    /// When rows were last delivered.
-    #[schema(required)]
-    last_sync_time: Option<DateTime<Utc>>,
-    /// When the oldest pending row was taken in.
-    #[schema(required)]
-    oldest_pending_time: Option<DateTime<Utc>>,
+    #[serde(flatten)]
+    counts: Counts,
 }
 
 /// Counts rows by what became of them.
@@ -366,21 +383,9 @@ pub async fn labkey_stats(State(http): State<Http>) -> Result<Json<StatsBody>, P
     let labkey = configured(&http.app)?;
     let mut body = StatsBody::default();
     for list in &labkey.lists {
-        let found = labkey::stats(&http.app.pool, &list.dataset.name, labkey.since).await?;
-        body.uploaded_count += found.uploaded;
-        body.pending_count += found.pending;
-        body.failed_count += found.failed;
-        body.last_sync_time = body.last_sync_time.max(found.last_delivered);
-        let oldest = body.oldest_pending_time.into_iter().chain(found.oldest_pending).min();
-        body.oldest_pending_time = oldest;
-        body.datasets.push(DatasetStats {
-            dataset: list.dataset.name.clone(),
-            uploaded_count: found.uploaded,
-            pending_count: found.pending,
-            failed_count: found.failed,
-            last_sync_time: found.last_delivered,
-            oldest_pending_time: found.oldest_pending,
-        });
+        let counts = labkey::stats(&http.app.pool, &list.dataset.name, labkey.since).await?.into();
+        body.all.add(&counts);
+        body.datasets.push(DatasetStats { dataset: list.dataset.name.clone(), counts });
     }
     Ok(Json(body))
 }
