@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::Plan;
+use crate::arguments::wants;
 use crate::service::Service;
 
 /// A tool, and what it took in each run.
@@ -51,15 +52,15 @@ pub fn all(plan: &Plan, service: &Service) -> Vec<Contender> {
             ("polars", "Polars through ADBC", include_str!("polars_export.py")),
             ("pandas", "pandas in chunks of 100,000", include_str!("pandas_export.py")),
         ] {
-            if plan.wants(peer) {
+            if wants("--peers", peer) {
                 all.push(script_of(plan, service, python, (peer, name, script)));
             }
         }
     }
-    if let Some(program) = plan.pg2parquet.as_ref().filter(|_| plan.wants("pg2parquet")) {
+    if let Some(program) = plan.pg2parquet.as_ref().filter(|_| wants("--peers", "pg2parquet")) {
         all.push(pg2parquet(plan, service, program));
     }
-    if plan.wants("sketch") {
+    if wants("--peers", "sketch") {
         all.push(sketch(plan, service));
     }
     all

@@ -10,12 +10,15 @@
 
 #![expect(dead_code, reason = "what benchmarks share, each uses in part")]
 
+#[path = "../common/arguments.rs"]
+mod arguments;
 mod contenders;
 #[path = "../common/hits.rs"]
 mod hits;
 #[path = "../common/records.rs"]
 mod records;
-mod s3;
+#[path = "../../tests/it/s3_server.rs"]
+mod s3_server;
 #[path = "../common/service.rs"]
 mod service;
 mod sketch;
@@ -25,9 +28,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use arguments::{Folder, argument, number};
 use contenders::{Contender, SKETCH};
 use hits::Hits;
 use records::{Records, write_gzip};
+use s3_server::S3;
 use service::{Service, stream};
 use sqlx::AssertSqlSafe;
 
@@ -41,31 +46,19 @@ pub struct Plan {
     runs: usize,
     python: Option<String>,
     pg2parquet: Option<String>,
-    peers: Option<String>,
     folder: PathBuf,
 }
 
 impl Plan {
     fn from_arguments(folder: &Path) -> Self {
-        let arguments: Vec<String> = std::env::args().collect();
-        let value = |name: &str| {
-            let position = arguments.iter().position(|argument| argument == name)?;
-            arguments.get(position + 1).cloned()
-        };
-        let number = |name: &str, default: u64| value(name).map_or(default, |text| text.parse().expect(name));
         Self {
-            dataset: value("--dataset").unwrap_or_else(|| "gottcha2".into()),
+            dataset: argument("--dataset").unwrap_or_else(|| "gottcha2".into()),
             rows: number("--rows", 2_000_000),
-            runs: usize::try_from(number("--runs", 3)).expect("--runs"),
-            python: value("--python"),
-            pg2parquet: value("--pg2parquet"),
-            peers: value("--peers"),
+            runs: number("--runs", 3),
+            python: argument("--python"),
+            pg2parquet: argument("--pg2parquet"),
             folder: folder.to_owned(),
         }
-    }
-
-    fn wants(&self, peer: &str) -> bool {
-        self.peers.as_ref().is_none_or(|peers| peers.split(',').any(|wanted| wanted == peer))
     }
 
     fn is_gottcha2(&self) -> bool {
@@ -95,10 +88,7 @@ async fn main() {
     {
         return sketch::run(url, table, Path::new(output)).await;
     }
-    let folder = tempfile::Builder::new().prefix("nvd-bench-").tempdir().expect("folder");
-    // The user that runs PostgreSQL must be able to enter.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(folder.path(), open).expect("permissions");
+    let folder = Folder::new();
     let plan = Plan::from_arguments(folder.path());
     let service = Service::start(folder.path()).await;
     eprintln!("storing {} rows", plan.rows);
@@ -200,9 +190,8 @@ async fn lookups(plan: &Plan, service: &Service, ours: &Contender) {
 
 /// The most memory that the service takes above idle while it exports, to disk and to S3.
 async fn memory(plan: &Plan) {
-    let objects = tempfile::tempdir().expect("folder");
-    let bucket = s3::start(objects.path()).await;
-    for (name, storage) in [("disk", String::new()), ("S3", bucket)] {
+    let s3 = S3::start().await;
+    for (name, storage) in [("disk", String::new()), ("S3", s3.url("secret"))] {
         let service = Service::with(&plan.folder, &[format!("export.storage={storage}")]).await;
         let idle = service.resident();
         service.forget_peak();

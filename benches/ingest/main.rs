@@ -6,6 +6,8 @@
 
 #![expect(dead_code, reason = "what benchmarks share, each uses in part")]
 
+#[path = "../common/arguments.rs"]
+mod arguments;
 mod baselines;
 #[path = "../common/records.rs"]
 mod records;
@@ -14,6 +16,7 @@ mod service;
 
 use std::path::{Path, PathBuf};
 
+use arguments::{Folder, number, wants};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use records::{Records, write_gzip};
@@ -31,28 +34,12 @@ const MIDDLE: u64 = 100_000;
 struct Plan {
     rows: u64,
     runs: usize,
-    section: Option<String>,
     folder: PathBuf,
 }
 
 impl Plan {
     fn from_arguments(folder: &Path) -> Self {
-        let arguments: Vec<String> = std::env::args().collect();
-        let value = |name: &str| {
-            let position = arguments.iter().position(|argument| argument == name)?;
-            arguments.get(position + 1).cloned()
-        };
-        let number = |name: &str, default: u64| value(name).map_or(default, |text| text.parse().expect(name));
-        Self {
-            rows: number("--rows", 1_000_000),
-            runs: usize::try_from(number("--runs", 3)).expect("--runs"),
-            section: value("--section"),
-            folder: folder.to_owned(),
-        }
-    }
-
-    fn wants(&self, section: &str) -> bool {
-        self.section.as_ref().is_none_or(|wanted| wanted == section)
+        Self { rows: number("--rows", 1_000_000), runs: number("--runs", 3), folder: folder.to_owned() }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -63,28 +50,25 @@ impl Plan {
 #[tokio::main]
 async fn main() {
     nvd_support_car::tls::use_ring();
-    let folder = tempfile::Builder::new().prefix("nvd-bench-").tempdir().expect("folder");
-    // The user that runs PostgreSQL must be able to enter.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), open).expect("permissions");
+    let folder = Folder::new();
     let plan = Plan::from_arguments(folder.path());
     eprintln!("generating {} rows", plan.rows);
     write_gzip(&plan.file("body.gz"), &mut Records::new(1), plan.rows);
     let service = Service::start(folder.path()).await;
     println!("| what | against | target | measured (median; least to most) |\n|---|---|---|---|");
-    if plan.wants("one_body") {
+    if wants("--section", "one_body") {
         one_body(&plan, &service).await;
     }
-    if plan.wants("many_bodies") {
+    if wants("--section", "many_bodies") {
         many_bodies(&plan, &service).await;
     }
-    if plan.wants("inserts") {
+    if wants("--section", "inserts") {
         inserts(&plan, &service).await;
     }
-    if plan.wants("memory") {
+    if wants("--section", "memory") {
         memory(&plan, &service).await;
     }
-    if plan.wants("lookups") {
+    if wants("--section", "lookups") {
         lookups(&plan, &service).await;
     }
     service.stop().await;

@@ -5,6 +5,8 @@
 
 #![expect(dead_code, reason = "what benchmarks and tests share, each uses in part")]
 
+#[path = "../common/arguments.rs"]
+mod arguments;
 #[path = "../../tests/it/labkey_server/mod.rs"]
 mod labkey_server;
 #[path = "../common/records.rs"]
@@ -14,6 +16,7 @@ mod service;
 
 use std::fmt::Write as _;
 
+use arguments::{Folder, number, wants};
 use labkey_server::{CONTAINER, KEY, Kind, LabKeyServer, List};
 use records::{Lines, Records};
 use service::{Service, seconds};
@@ -31,23 +34,11 @@ fn columns(list: List) -> List {
     list.column("AnalysisDate", Kind::Time).column("UploadTimestamp", Kind::Time)
 }
 
-fn argument(name: &str) -> Option<String> {
-    let arguments: Vec<String> = std::env::args().collect();
-    let position = arguments.iter().position(|argument| argument == name)?;
-    arguments.get(position + 1).cloned()
-}
-
 #[tokio::main]
 async fn main() {
     nvd_support_car::tls::use_ring();
-    let folder = tempfile::Builder::new().prefix("nvd-bench-").tempdir().expect("folder");
-    // The user that runs PostgreSQL must be able to enter.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(folder.path(), open).expect("permissions");
-    let number = |name: &str, default: usize| argument(name).map_or(default, |text| text.parse().expect(name));
+    let folder = Folder::new();
     let (rows, runs) = (number("--rows", 200_000), number("--runs", 3));
-    let wanted = argument("--section");
-    let wants = |section: &str| wanted.as_ref().is_none_or(|wanted| wanted == section);
     let labkey = LabKeyServer::start().await;
     let settings = [
         format!("labkey.server_url={}", labkey.url),
@@ -58,14 +49,14 @@ async fn main() {
     ];
     let service = Service::with(folder.path(), &settings).await;
     println!("| what | target | measured |\n|---|---|---|");
-    if wants("insert") {
+    if wants("--section", "insert") {
         let list = || columns(List::auto(LIST)).column("RecordKey", Kind::Text);
         deliver(&service, &labkey, "insert", rows, runs, list).await;
     }
-    if wants("merge") {
+    if wants("--section", "merge") {
         deliver(&service, &labkey, "merge", rows, runs, || columns(List::keyed(LIST, "RecordKey"))).await;
     }
-    if wants("beside") {
+    if wants("--section", "beside") {
         labkey.add(columns(List::auto(LIST)).column("RecordKey", Kind::Text));
         beside(&service, rows, runs).await;
     }

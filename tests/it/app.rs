@@ -83,13 +83,18 @@ impl TestApp {
         self.exports.path()
     }
 
-    /// Asks for an export, and waits until its job has ended.
-    pub async fn export(&self, request: Value) -> Value {
+    /// Asks for an export, and answers with its job.
+    pub async fn trigger(&self, request: Value) -> Value {
         let response = self.request("POST", "/exports/trigger").json(&request).send().await.expect("answer");
         let status = response.status();
         let text = response.text().await.expect("text");
         assert_eq!(status, 202, "{text}");
-        let made: Value = serde_json::from_str(&text).expect("JSON");
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Asks for an export, and waits until its job has ended.
+    pub async fn export(&self, request: Value) -> Value {
+        let made = self.trigger(request).await;
         self.finished(made["job_id"].as_str().expect("job")).await;
         self.get(&format!("/exports/{}", made["export_id"].as_str().expect("export"))).await
     }

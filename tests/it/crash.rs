@@ -1,5 +1,6 @@
 //! Crashes at the seams: whatever ends, each file is in the database once or not at all.
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -119,6 +120,21 @@ async fn sixteen_clients_with_aborts_and_a_kill_9_leave_exactly_one_copy_of_each
     assert_eq!(submissions, FILES as i64);
 }
 
+/// A service whose exports take a while, and are soon taken over by another when it is killed.
+fn slow_exporter(folder: &Path, database_url: &str) -> Served {
+    let mut command = binary(folder);
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--set", "export.lease=3s", "--set", "export.batch_size=1000"])
+        .env("DATABASE_URL", database_url)
+        .env("BEARER_TOKEN", "t");
+    Served::start(&mut command)
+}
+
+async fn store_large(client: &reqwest::Client, service: &Served) {
+    let put = client.put(format!("{}/ingest/gottcha2/large", service.url)).bearer_auth("t").body(file(1, 300_000));
+    assert_eq!(put.send().await.expect("answer").status(), 200);
+}
+
 /// Asks the service for JSON.
 async fn ask(request: reqwest::RequestBuilder) -> Value {
     let answer = request.bearer_auth("t").send().await.expect("answer");
@@ -129,18 +145,10 @@ async fn ask(request: reqwest::RequestBuilder) -> Value {
 async fn an_export_whose_service_is_killed_half_way_is_taken_over_and_finished_once() {
     let folder = folder();
     let (_, database_url) = create_database().await;
-    let serve = || {
-        let mut command = binary(folder.path());
-        command
-            .args(["serve", "--listen", "127.0.0.1:0", "--set", "export.lease=3s", "--set", "export.batch_size=1000"])
-            .env("DATABASE_URL", &database_url)
-            .env("BEARER_TOKEN", "t");
-        Served::start(&mut command)
-    };
+    let serve = || slow_exporter(folder.path(), &database_url);
     let client = reqwest::Client::builder().no_proxy().build().expect("client");
     let first = serve();
-    let put = client.put(format!("{}/ingest/gottcha2/large", first.url)).bearer_auth("t").body(file(1, 300_000));
-    assert_eq!(put.send().await.expect("answer").status(), 200);
+    store_large(&client, &first).await;
     let trigger = client.post(format!("{}/exports/trigger", first.url));
     let job = ask(trigger.json(&serde_json::json!({"table": "gottcha2"}))).await;
     let job = job["job_id"].as_str().expect("job").to_owned();
@@ -172,9 +180,7 @@ async fn an_export_whose_service_is_killed_half_way_is_taken_over_and_finished_o
 async fn an_export_survives_a_restart_of_its_database_connections() {
     let app = TestApp::with(&[("export.batch_size", "1000"), ("export.connections", "1")]).await;
     app.store("/ingest-gottcha2", file(1, 300_000)).await;
-    let wish = serde_json::json!({"table": "gottcha2"});
-    let made: Value =
-        app.request("POST", "/exports/trigger").json(&wish).send().await.expect("answer").json().await.expect("JSON");
+    let made = app.trigger(serde_json::json!({"table": "gottcha2"})).await;
     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'COPY (%' AND datname = current_database()";
     eventually("the COPY is ended", async || app.scalar::<i64>(terminate).await > 0).await;
     let job = app.finished(made["job_id"].as_str().expect("job")).await;
@@ -186,18 +192,10 @@ async fn an_export_survives_a_restart_of_its_database_connections() {
 async fn a_run_of_an_extract_whose_service_is_killed_half_way_is_begun_anew_and_whole() {
     let folder = folder();
     let (_, database_url) = create_database().await;
-    let serve = || {
-        let mut command = binary(folder.path());
-        command
-            .args(["serve", "--listen", "127.0.0.1:0", "--set", "export.lease=3s", "--set", "export.batch_size=1000"])
-            .env("DATABASE_URL", &database_url)
-            .env("BEARER_TOKEN", "t");
-        Served::start(&mut command)
-    };
+    let serve = || slow_exporter(folder.path(), &database_url);
     let client = reqwest::Client::builder().no_proxy().build().expect("client");
     let first = serve();
-    let put = client.put(format!("{}/ingest/gottcha2/large", first.url)).bearer_auth("t").body(file(1, 300_000));
-    assert_eq!(put.send().await.expect("answer").status(), 200);
+    store_large(&client, &first).await;
     let extract = client.post(format!("{}/api/data/extracts", first.url)).json(&serde_json::json!({"name": "x"}));
     let extract = ask(extract).await["data"]["id"].as_str().expect("extract").to_owned();
     let started = ask(client.post(format!("{}/api/extracts/{extract}/run", first.url))).await;

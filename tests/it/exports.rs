@@ -283,9 +283,7 @@ async fn a_full_disk_ends_an_export_with_the_reason_and_leaves_nothing_of_it() {
     let settings = [("export.storage", path.as_str()), ("export.max_attempts", "2")];
     let app = TestApp::with(&settings).await;
     stored(&app, 1, 30_000).await;
-    let wish = json!({"table": "gottcha2", "format": "csv", "compression": "none"});
-    let made: Value =
-        app.request("POST", "/exports/trigger").json(&wish).send().await.expect("answer").json().await.expect("JSON");
+    let made = app.trigger(json!({"table": "gottcha2", "format": "csv", "compression": "none"})).await;
     let job = app.finished(made["job_id"].as_str().expect("job")).await;
     let left = files_below(disk.path());
     mount(&["umount", "-l", &path]).expect("umount");

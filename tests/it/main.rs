@@ -32,6 +32,7 @@ mod proxy;
 mod python;
 mod readers;
 mod s3;
+mod s3_server;
 mod schedules;
 mod sdk;
 mod send;

@@ -1,76 +1,17 @@
-//! A real S3 server that checks signatures, on a port of its own, and exports to it.
+//! Exports to a real S3 server.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
-use hyper_util::rt::TokioIo;
-use s3s::auth::SimpleAuth;
-use s3s::service::S3ServiceBuilder;
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::app::{RECORD, TestApp, eventually, gzip};
 use crate::exports::files_below;
 use crate::extracts::create;
+use crate::s3_server::S3;
 
-/// A server with one bucket `lab`.
-struct S3 {
-    address: SocketAddr,
-    folder: TempDir,
-    /// While set, connections are broken off.
-    is_away: Arc<AtomicBool>,
-    /// Connections that were broken off.
-    refused: Arc<AtomicU32>,
-}
-
-impl S3 {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().expect("folder");
-        std::fs::create_dir(folder.path().join("lab")).expect("bucket");
-        let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(folder.path()).expect("file system"));
-        builder.set_auth(SimpleAuth::from_single("key", "secret"));
-        let service = builder.build();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
-        let address = listener.local_addr().expect("address");
-        let (is_away, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-        let (away, count) = (Arc::clone(&is_away), Arc::clone(&refused));
-        tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
-                if away.load(Ordering::Relaxed) {
-                    count.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-                let (service, away) = (service.clone(), Arc::clone(&away));
-                tokio::spawn(async move {
-                    let server = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
-                    let connection = server.serve_connection(TokioIo::new(socket), service);
-                    let breaks = async {
-                        while !away.load(Ordering::Relaxed) {
-                            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-                        }
-                    };
-                    tokio::select! {
-                        _ = connection => {}
-                        () = breaks => {}
-                    }
-                });
-            }
-        });
-        Self { address, folder, is_away, refused }
-    }
-
-    fn url(&self, secret: &str) -> String {
-        format!(
-            "s3://lab/exports?endpoint=http://{}&region=us-east-1&access_key_id=key&secret_access_key={secret}",
-            self.address
-        )
-    }
-
-    /// The objects of the bucket.
-    fn objects(&self) -> Vec<String> {
-        files_below(&self.folder.path().join("lab"))
-    }
+/// The objects of the bucket.
+fn stored(s3: &S3) -> Vec<String> {
+    files_below(&s3.folder.path().join("lab"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,7 +24,7 @@ async fn an_export_to_s3_is_uploaded_in_parts_and_downloaded_by_a_presigned_link
     assert_eq!(export["status"], "completed", "{export}");
     // More than one part of 8 MiB.
     assert!(export["size_bytes"].as_u64().expect("size") > 9_000_000, "{export}");
-    let objects = s3.objects();
+    let objects = stored(&s3);
     assert_eq!(objects.len(), 2, "{objects:?}");
     let link = export["download_url"].as_str().expect("link");
     let plain =
@@ -100,7 +41,7 @@ async fn an_export_to_s3_is_uploaded_in_parts_and_downloaded_by_a_presigned_link
     assert_eq!(head.headers()["content-length"], bytes.len().to_string().as_str());
     let path = format!("/exports/{}", export["id"].as_str().expect("id"));
     assert_eq!(app.request("DELETE", &path).send().await.expect("answer").status(), 204);
-    assert_eq!(s3.objects(), Vec::<String>::new());
+    assert_eq!(stored(&s3), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,7 +66,7 @@ async fn an_outage_in_the_middle_of_an_upload_is_survived_and_leaves_nothing_par
     let listed = app.get("/exports").await;
     assert_eq!(listed[0]["rows"], 150_000);
     let prefix = listed[0]["id"].as_str().expect("id");
-    let objects = s3.objects();
+    let objects = stored(&s3);
     assert!(objects.len() == 2 && objects.iter().all(|object| object.contains(prefix)), "{objects:?}");
 }
 
@@ -141,7 +82,7 @@ async fn a_run_of_an_extract_to_s3_comes_as_a_zip_or_file_by_file_and_is_cleared
     let path = format!("/api/data/extract_runs/{}", made["data"]["run_id"].as_str().expect("run"));
     eventually("the run completes", async || app.get(&path).await["data"]["status"] == "completed").await;
     let run = app.get(&path).await["data"].clone();
-    let objects = s3.objects();
+    let objects = stored(&s3);
     assert!(objects.len() == 2 && objects.iter().any(|name| name.ends_with("/1/archive.zip")), "{objects:?}");
     let archive = &run["artifacts"][0];
     assert_eq!((&archive["name"], &archive["storage_backend"]), (&json!("archive.zip"), &json!("object")));
@@ -154,7 +95,7 @@ async fn a_run_of_an_extract_to_s3_comes_as_a_zip_or_file_by_file_and_is_cleared
     }
     sqlx::query("UPDATE extract_runs SET expires_at = now()").execute(&app.pool).await.expect("update");
     nvd_support_car::jobs::retention::expire(&app.app).await.expect("expire");
-    assert_eq!(s3.objects(), Vec::<String>::new());
+    assert_eq!(stored(&s3), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

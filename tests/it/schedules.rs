@@ -107,15 +107,7 @@ async fn files_that_no_export_points_at_are_swept_after_a_day_and_others_are_lef
 #[tokio::test]
 async fn a_job_whose_worker_has_vanished_is_taken_over_and_given_up_after_its_attempts() {
     let app = TestApp::with(&[("export.lease", "3s"), ("export.slots", "0"), ("export.max_attempts", "2")]).await;
-    let made: Value = app
-        .request("POST", "/exports/trigger")
-        .json(&json!({"table": "gottcha2"}))
-        .send()
-        .await
-        .expect("answer")
-        .json()
-        .await
-        .expect("JSON");
+    let made = app.trigger(json!({"table": "gottcha2"})).await;
     let vanish = "UPDATE jobs SET state = 'running', attempt = attempt + 1, lease_until = now() - interval '1 second'";
     sqlx::query(vanish).execute(&app.pool).await.expect("update");
     sqlx::query(vanish).execute(&app.pool).await.expect("update");
