@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::jobs::schedule::Clock;
 use crate::jobs::worker::Workers;
 use crate::secrets::{GENERATED_TOKEN, TOKEN_PREFIX};
-use crate::{http, secrets, telemetry};
+use crate::{http, jobs, secrets, telemetry};
 
 /// How often certificate files are looked at for a change.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
@@ -91,6 +91,7 @@ impl Service {
         let app = App::new(config, &database.url)?;
         app.storage.check().await?;
         prepare(&app).await?;
+        tokio::spawn(jobs::sync::preflight(app.clone()));
         let clock = Clock::start(&app).await?;
         let workers = Workers::start(&app);
         let router = http::router(app.clone())?;

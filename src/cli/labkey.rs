@@ -54,11 +54,7 @@ async fn check(config: &Config) -> Result<String> {
     let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(Error::Definitions)?;
     let labkey = Labkey::open(&config.labkey, &datasets)?;
     let labkey = labkey.ok_or_else(|| Error::Environment("labkey.server_url is not set".into()))?;
-    let user = labkey.client.whoami().await?;
-    let mut checks = Vec::new();
-    for list in &labkey.lists {
-        checks.push(preflight::check(&labkey.client, list).await?);
-    }
+    let (user, checks) = preflight::all(&labkey).await?;
     let text = described(&labkey, &user, &checks);
     if checks.iter().any(|check| !check.problems.is_empty()) { Err(Error::Environment(text)) } else { Ok(text) }
 }
@@ -71,7 +67,6 @@ fn described(labkey: &Labkey, user: &User, checks: &[ListCheck]) -> String {
         let verdict = if check.problems.is_empty() { check.mode.unwrap_or("ready") } else { "cannot be used" };
         lines.push(format!("{} -> {}.{}: {verdict}", check.dataset, check.schema, check.list));
         lines.extend(check.problems.iter().map(|problem| format!("  problem: {problem}")));
-        lines.extend(check.warnings.iter().map(|warning| format!("  warning: {warning}")));
     }
     lines.join("\n") + "\n"
 }

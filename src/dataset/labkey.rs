@@ -40,6 +40,8 @@ pub enum Computed {
     Ratio(Box<[Source; 2]>),
     /// A text as a whole number where it is one, else absent: lists have integers where tools write several ids.
     Whole(Box<Source>),
+    /// A number for a column of LabKey's integers, which have 32 bits: a row with a larger one is sent, and refused alone.
+    Small(Box<Source>),
     /// The same for every row.
     Constant(Value),
     /// The service's own.
@@ -63,7 +65,7 @@ pub struct Expression {
     pub sql: String,
     /// The type of its values.
     pub kind: Kind,
-    /// Whether every whole number fits into 32 bits, as LabKey's integers have to.
+    /// Whether a column of LabKey's integers, which have 32 bits, is right for its whole numbers.
     pub is_small: bool,
 }
 
@@ -87,6 +89,10 @@ impl Source {
                 let sql = format!("CASE WHEN ({text})::text ~ '^[0-9]{{1,9}}$' THEN ({text})::text::integer END");
                 Ok(Expression { sql, kind: Kind::Int, is_small: true })
             }
+            Self::Computed(Computed::Small(source)) => match source.expression(dataset)? {
+                Expression { sql, kind: Kind::Int, .. } => Ok(Expression { sql, kind: Kind::Int, is_small: true }),
+                _ => Err("`small` needs a whole number".to_owned()),
+            },
             Self::Computed(Computed::Constant(value)) => constant(value),
             Self::Computed(Computed::Service(Service::UploadTime)) => Ok(time("now()")),
             Self::Computed(Computed::Service(Service::SubmissionKey)) => {
@@ -194,6 +200,7 @@ mod tests {
         assert_eq!(expression(r#"{"first": ["linear_len", "depth"]}"#).map(|it| it.kind), Ok(Kind::Float));
         assert!(expression(r#"{"first": ["linear_len", "name"]}"#).is_err());
         assert!(expression(r#"{"ratio": ["linear_len", "name"]}"#).is_err());
+        assert!(expression(r#"{"small": "name"}"#).is_err());
         assert!(expression(r#""nonsense""#).is_err());
     }
 

@@ -238,7 +238,7 @@ pub struct StatusBody {
     breaker: &'static str,
     /// Whether rows are delivered by themselves.
     auto_upload: bool,
-    /// How each list compares with what would be sent.
+    /// How each list compares with what would be sent; without problems when LabKey could not be asked.
     lists: Vec<ListStatus>,
 }
 
@@ -276,26 +276,20 @@ pub async fn labkey_status(State(http): State<Http>) -> Result<Json<StatusBody>,
         auto_upload: labkey.config.auto_upload,
         lists: Vec::new(),
     };
-    let found = async {
-        let user = labkey.client.whoami().await?;
-        let mut checks = Vec::new();
-        for list in &labkey.lists {
-            checks.push(preflight::check(&labkey.client, list).await?);
-        }
-        Ok::<_, crate::labkey::failure::Failure>((user, checks))
-    };
-    match found.await {
+    let checks = match preflight::all(&labkey).await {
         Ok((user, checks)) => {
-            let syncs = labkey::last_syncs(&http.app.pool).await?;
             status.connected = true;
             status.user = Some(user.email);
-            status.lists = checks.into_iter().map(|check| list_status(check, &syncs)).collect();
+            checks
         }
         Err(failure) => {
             status.reason = Some(failure.kind.as_str());
             status.problem = Some(failure.reason);
+            labkey.lists.iter().map(ListCheck::of).collect()
         }
-    }
+    };
+    let syncs = labkey::last_syncs(&http.app.pool).await?;
+    status.lists = checks.into_iter().map(|check| list_status(check, &syncs)).collect();
     if labkey.client.is_paused() {
         status.breaker = "open";
     }

@@ -9,7 +9,7 @@ use crate::app::App;
 use crate::db::jobs::{self, Lease};
 use crate::db::labkey as deliveries;
 use crate::error::{Error, Result};
-use crate::labkey::{Labkey, sync};
+use crate::labkey::{Labkey, preflight, sync};
 use crate::telemetry;
 
 /// Delivers; false when the job had become somebody else's.
@@ -38,6 +38,23 @@ pub async fn run(app: &App, lease: &Lease, dataset: &str) -> Result<bool> {
     );
     result?;
     jobs::complete(&mut *app.pool.acquire().await?, lease).await
+}
+
+/// Looks at all lists once when the service starts, so that its log and metrics tell what is to be mended before there
+/// are rows to deliver.
+pub async fn preflight(app: App) {
+    let Some(labkey) = &app.labkey else { return };
+    match preflight::all(labkey).await {
+        Ok((user, checks)) => {
+            tracing::info!(user = user.email, lists = checks.len(), "LabKey is there");
+            for (list, check) in labkey.lists.iter().zip(checks) {
+                let Err(failure) = check.target(list) else { continue };
+                telemetry::labkey_error(&check.dataset, failure.kind.as_str());
+                tracing::error!(dataset = check.dataset, problem = failure.reason, "rows will not be delivered");
+            }
+        }
+        Err(failure) => tracing::error!(problem = failure.reason, "LabKey cannot be used"),
+    }
 }
 
 /// The configured LabKey server.

@@ -206,7 +206,7 @@ pub fn takes(json_type: &str, value: &Expression) -> Fit {
 pub enum Fit {
     /// All do.
     Good,
-    /// Those that fit into 32 bits do.
+    /// Only those that fit into 32 bits do, and larger ones are to be expected.
     Narrow,
     /// They are of another type.
     Wrong,

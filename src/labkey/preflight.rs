@@ -3,7 +3,8 @@
 
 use serde::Serialize;
 
-use super::client::{Client, ColumnDetails, Details};
+use super::Labkey;
+use super::client::{Client, ColumnDetails, Details, User};
 use super::failure::{Failure, FailureKind};
 use super::list::{DELIVERY_KEY, Fit, List, RECORD_KEY, Target, takes};
 use crate::config::Mode;
@@ -38,8 +39,6 @@ pub struct ListCheck {
     pub mode: Option<&'static str>,
     /// What has to be mended before anything is sent.
     pub problems: Vec<String>,
-    /// What may make LabKey refuse single rows.
-    pub warnings: Vec<String>,
     #[serde(skip)]
     target: Option<Found>,
     #[serde(skip)]
@@ -52,6 +51,19 @@ struct Found {
     has_record_key: bool,
     has_delivery_key: bool,
     key: String,
+}
+
+/// Who we are for LabKey, and how all lists compare.
+///
+/// # Errors
+/// A server that does not answer, or does not let us in.
+pub async fn all(labkey: &Labkey) -> Result<(User, Vec<ListCheck>), Failure> {
+    let user = labkey.client.whoami().await?;
+    let mut checks = Vec::new();
+    for list in &labkey.lists {
+        checks.push(check(&labkey.client, list).await?);
+    }
+    Ok((user, checks))
 }
 
 /// Looks at a list.
@@ -69,14 +81,15 @@ pub async fn check(client: &Client, list: &List) -> Result<ListCheck, Failure> {
 }
 
 impl ListCheck {
-    fn of(list: &List) -> Self {
+    /// A list that was not looked at yet.
+    #[must_use]
+    pub fn of(list: &List) -> Self {
         Self {
             dataset: list.dataset.name.clone(),
             schema: list.schema.clone(),
             list: list.name.clone(),
             mode: None,
             problems: Vec::new(),
-            warnings: Vec::new(),
             target: None,
             kind: FailureKind::Configuration,
         }
@@ -116,8 +129,9 @@ fn compare(list: &List, details: &Details) -> ListCheck {
         }
         match takes(&column.json_type, value) {
             Fit::Good => {}
-            Fit::Narrow => check.warnings.push(format!(
-                "its column `{name}` holds 32-bit integers: rows with larger values will be refused, unless it is made a decimal number"
+            Fit::Narrow => check.problems.push(format!(
+                "its column `{name}` holds 32-bit integers, and values may be larger: make it a decimal number, or map it \
+                 as {{ small = ... }} to have such rows refused alone"
             )),
             Fit::Wrong => check.problems.push(format!(
                 "its column `{name}` is of type {}, and the values are {}",

@@ -177,27 +177,6 @@ async fn a_renamed_column_stops_the_sync_before_its_first_row_and_is_named() {
 }
 
 #[tokio::test]
-async fn a_taxon_id_that_would_have_to_be_an_integer_stops_the_sync() {
-    let list = List::auto(LIST).column("DeliveryKey", Kind::Text).column("TaxonomyId", Kind::Integer);
-    let list = ["SampleId", "RunId", "Rollup", "Taxonomy", "UploadedBy"]
-        .iter()
-        .fold(list, |list, name| list.column(name, Kind::Text));
-    let list = ["LinearLength", "TotalBpMapped"].iter().fold(list, |list, name| list.column(name, Kind::Integer));
-    let list = list.column("Abundance", Kind::Number).column("DoC", Kind::Integer);
-    let (labkey, app) = lab(list.column("AnalysisDate", Kind::Time).column("UploadTimestamp", Kind::Time), &[]).await;
-    app.store("/ingest-gottcha2", RECORD).await;
-    let report = sync(&app).await;
-    let error = report["errors"][0].as_str().expect("error");
-    assert!(error.contains("`TaxonomyId` is of type Integer, and the values are text"), "{report}");
-    assert!(error.contains("`DoC`"), "{report}");
-    assert!(labkey.rows(LIST).is_empty());
-    let status = app.get("/labkey/status").await;
-    let list =
-        status["lists"].as_array().expect("lists").iter().find(|list| list["dataset"] == "gottcha2").expect("list");
-    assert!(list["warnings"][0].as_str().expect("warning").contains("32-bit"), "{status}");
-}
-
-#[tokio::test]
 async fn a_revoked_key_pauses_and_delivery_goes_on_when_it_is_restored() {
     let (labkey, app) = lab(inserting(), &[("labkey.batch_size", "10")]).await;
     app.store("/ingest-gottcha2", records("S1", 100)).await;

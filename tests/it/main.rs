@@ -21,6 +21,7 @@ mod labkey;
 mod labkey_chaos;
 mod labkey_client;
 mod labkey_faults;
+mod labkey_preflight;
 mod labkey_server;
 mod labkey_stand_in;
 mod large;
