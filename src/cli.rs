@@ -4,6 +4,7 @@ mod demo;
 mod export;
 mod import;
 mod labkey;
+mod lake;
 mod send;
 
 use std::io::Write;
@@ -64,8 +65,8 @@ enum Command {
     Demo(Listen),
     #[command(flatten)]
     Sending(Sending),
-    /// Write a dataset to files, once.
-    Export(export::Export),
+    /// Write a dataset to files, once; or keep partitioned datasets up to date.
+    Export(Box<export::Export>),
     /// Look at LabKey, and deliver to it.
     #[command(subcommand)]
     Labkey(labkey::LabkeyCommand),

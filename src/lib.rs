@@ -19,6 +19,7 @@ pub mod export;
 pub mod import;
 pub mod ingest;
 pub mod labkey;
+pub mod lake;
 pub mod send;
 
 // Entry.

@@ -169,6 +169,18 @@ impl Storage {
         Ok(self.store.get_opts(&self.path(name), options).await?.into_stream())
     }
 
+    /// All of a small file; `None` when it is not there.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn get(&self, name: &str) -> Result<Option<Bytes>> {
+        match self.store.get(&self.path(name)).await {
+            Ok(found) => Ok(Some(found.bytes().await?)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whether a file is there.
     ///
     /// # Errors
@@ -224,6 +236,15 @@ impl Storage {
     /// # Errors
     /// A storage out of reach.
     pub async fn delete_file(&self, name: &str) -> Result<()> {
+        if let Some(root) = self.folder.as_ref().filter(|_| name.contains('#')) {
+            // An unfinished file, which the store does not know.
+            return match std::fs::remove_file(root.join(name)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(object_store::Error::Generic { store: "local", source: Box::new(error) }.into())
+                }
+                _ => Ok(()),
+            };
+        }
         match self.store.delete(&self.path(name)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
@@ -240,7 +261,9 @@ impl Storage {
     }
 
     fn path(&self, name: &str) -> Path {
-        self.root.parts().chain(Path::from(name).parts()).collect()
+        // A name that is a path stays as it is: escaped once, by whoever has made it.
+        let name = Path::parse(name).unwrap_or_else(|_| Path::from(name));
+        self.root.parts().chain(name.parts()).collect()
     }
 }
 

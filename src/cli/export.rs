@@ -1,4 +1,4 @@
-//! `export`: one export from the command line, with a progress bar on a terminal.
+//! `export`: one export from the command line, with a progress bar on a terminal. `lake` writes partitioned ones.
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::lake::{self, Partitioned};
 use crate::app::App;
 use crate::config::{Compression, Config, Format};
 use crate::db::exports;
@@ -21,7 +22,7 @@ use crate::serve::Database;
 use crate::storage::Storage;
 
 /// How often the bar moves.
-const LOOK: Duration = Duration::from_millis(200);
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
 /// How long a job of ours may take to stop.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,8 +30,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// What to export, and where to.
 #[derive(Debug, Args)]
 pub struct Export {
-    /// The dataset.
-    table: String,
+    /// The dataset; several, or patterns such as "gottcha*", where partitions are written.
+    #[arg(required = true, value_name = "DATASET")]
+    tables: Vec<String>,
     /// Folder or URL to write to (s3://bucket/prefix, az://, gs://). Without it the export goes to the configured
     /// storage, and into the catalogue.
     #[arg(short, long, value_name = "DIR|URL")]
@@ -65,6 +67,8 @@ pub struct Export {
     /// Also export what became of each row in LabKey.
     #[arg(long)]
     labkey_columns: bool,
+    #[command(flatten)]
+    partitioned: Partitioned,
 }
 
 impl Export {
@@ -102,9 +106,15 @@ pub async fn run(mut config: Config, wish: &Export) -> Result<String> {
 
 async fn export(app: &App, wish: &Export) -> Result<String> {
     app.prepare().await?;
-    let dataset = app.datasets.get(&wish.table);
-    let dataset = dataset.ok_or_else(|| Error::NotFound { what: "dataset", name: wish.table.clone() })?;
     let spec = wish.spec();
+    if wish.partitioned.is_wanted()? {
+        return lake::run(app, &wish.tables, wish.output.as_deref(), &spec, &wish.partitioned).await;
+    }
+    let [table] = wish.tables.as_slice() else {
+        return Err(Error::Environment("several datasets are written with --temporal or --partition-by only".into()));
+    };
+    let dataset = app.datasets.get(table);
+    let dataset = dataset.ok_or_else(|| Error::NotFound { what: "dataset", name: table.clone() })?;
     let config = &app.config.export;
     let plan = spec.plan(dataset, (config.compression, config.compression_level))?;
     let started = Instant::now();
@@ -145,7 +155,7 @@ async fn export(app: &App, wish: &Export) -> Result<String> {
     };
     let seconds = started.elapsed().as_secs_f64();
     let size = bytesize::ByteSize(bytes);
-    Ok(format!("{}: {rows} rows, {size} in {seconds:.1} s\n{}\n", wish.table, files.join("\n")))
+    Ok(format!("{table}: {rows} rows, {size} in {seconds:.1} s\n{}\n", files.join("\n")))
 }
 
 /// Moves the bar for as long as nobody presses Ctrl-C; then stops the work, which is waited for elsewhere.
@@ -214,14 +224,16 @@ async fn follow(app: &App, id: Uuid, bar: &ProgressBar) -> Result<Job> {
     }
 }
 
-fn show(bar: &ProgressBar, progress: &Progress) {
+pub(super) fn show(bar: &ProgressBar, progress: &Progress) {
     let (rows, total) = progress.rows();
     bar.set_length(total);
     bar.set_position(rows);
+    bar.set_message(format!("{} files", progress.files()));
 }
 
 /// Rows, rate and time to go, on standard error; nothing when that is no terminal.
-fn bar() -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} rows  {per_sec}  {eta} to go");
+pub(super) fn bar() -> ProgressBar {
+    let template = "{prefix}{bar:40} {human_pos}/{human_len} rows  {msg}  {per_sec}  {eta} to go";
+    let style = ProgressStyle::with_template(template);
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -6,6 +6,7 @@
 mod export;
 mod fault;
 mod labkey;
+mod lake;
 mod layers;
 mod notify;
 mod secret;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use export::{Compression, ExportConfig, Format, ScheduleConfig};
 pub use fault::{ConfigError, Fault, Source};
 pub use labkey::{LabkeyConfig, ListConfig, Mode};
+pub use lake::{LakeConfig, Level, Partitioning, Temporal};
 pub use layers::FLAT_NAMES;
 pub use secret::Secret;
 
@@ -45,6 +47,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub ingest: IngestConfig,
     pub export: ExportConfig,
+    pub lake: LakeConfig,
     pub notify: NotifyConfig,
     pub labkey: LabkeyConfig,
     pub datasets: DatasetsConfig,

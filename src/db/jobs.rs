@@ -63,6 +63,7 @@ pub struct Progress {
     phase: Mutex<&'static str>,
     rows: AtomicU64,
     bytes: AtomicU64,
+    files: AtomicU64,
     total: AtomicU64,
     schemas: Mutex<Schemas>,
 }
@@ -115,6 +116,17 @@ impl Progress {
     /// More bytes were written.
     pub fn add_bytes(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Another file is written.
+    pub fn add_file(&self) {
+        self.files.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Files written so far.
+    #[must_use]
+    pub fn files(&self) -> u64 {
+        self.files.load(Ordering::Relaxed)
     }
 
     /// Rows read so far, and rows expected: 0 when unknown.

@@ -10,6 +10,7 @@ pub mod extracts;
 pub mod jobs;
 pub mod keys;
 pub mod labkey;
+pub mod lake;
 pub mod schedules;
 pub mod submissions;
 pub mod tables;

@@ -230,6 +230,33 @@ impl Plan {
         }
     }
 
+    /// The same of those rows only for which SQL conditions hold that an index finds.
+    #[must_use]
+    pub fn narrowed(&self, conditions: Vec<String>) -> Self {
+        let mut narrowed = self.clone();
+        narrowed.is_lookup |= !conditions.is_empty();
+        narrowed.conditions.extend(conditions);
+        narrowed
+    }
+
+    /// Leaves columns out.
+    pub fn leave_out(&mut self, names: &[String]) {
+        let fields = self.schema.fields().iter().filter(|field| !names.contains(field.name())).cloned();
+        self.schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+        self.columns.retain(|column| !names.contains(&column.name));
+    }
+
+    /// Adds a column with a part of the time of storing in UTC, such as its `year`.
+    pub fn add_time_part(&mut self, part: &str) {
+        let sql = format!("extract({part} FROM {} AT TIME ZONE 'UTC')::bigint", sql::quoted(TIME_COLUMN));
+        let column =
+            Selected { name: part.to_owned(), kind: Kind::Int, repeats: true, lookup: false, is_plain: false, sql };
+        let fields = self.schema.fields().iter().cloned();
+        let added = Arc::new(arrow::field(part, Kind::Int, None));
+        self.schema = Arc::new(Schema::new(fields.chain([added]).collect::<Vec<_>>()));
+        self.columns.push(column);
+    }
+
     /// Positions of the columns that are read one by one.
     pub fn dense(&self) -> impl Iterator<Item = usize> {
         (0..self.columns.len()).filter(|position| !self.sparse.contains(position))

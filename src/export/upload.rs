@@ -51,7 +51,10 @@ pub async fn run(
                 progress.add_bytes(bytes.len() as u64);
                 upload = Some(current.put(bytes).await?);
             }
-            Output::End(written) => files.push((current.finish().await?, written)),
+            Output::End(written) => {
+                files.push((current.finish().await?, written));
+                progress.add_file();
+            }
         }
     }
     match upload {

@@ -83,6 +83,11 @@ impl TestApp {
         self.exports.path()
     }
 
+    /// Where its database is, for the real binary.
+    pub fn database_url(&self) -> String {
+        format!("{}{}", cluster().base_url, self.database)
+    }
+
     /// Asks for an export, and answers with its job.
     pub async fn trigger(&self, request: Value) -> Value {
         let response = self.request("POST", "/exports/trigger").json(&request).send().await.expect("answer");

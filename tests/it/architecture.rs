@@ -4,13 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module, and the modules that it may name. What is not listed is ground that everybody may use.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("main", &["cli"]),
     ("bin", &["cli"]),
-    ("cli", &["serve", "http", "jobs", "export", "labkey", "import", "send", "app", "db", "dataset", "storage"]),
+    (
+        "cli",
+        &["serve", "http", "jobs", "lake", "export", "labkey", "import", "send", "app", "db", "dataset", "storage"],
+    ),
     ("serve", &["http", "jobs", "app", "db"]),
-    ("http", &["jobs", "ingest", "export", "labkey", "app", "db", "dataset", "storage"]),
-    ("jobs", &["export", "labkey", "app", "db", "dataset"]),
+    ("http", &["jobs", "lake", "ingest", "export", "labkey", "app", "db", "dataset", "storage"]),
+    ("jobs", &["lake", "export", "labkey", "app", "db", "dataset"]),
+    ("lake", &["export", "db", "dataset", "storage"]),
     ("import", &["send", "dataset"]),
     ("send", &["ingest", "dataset"]),
     ("ingest", &["app", "db", "dataset"]),

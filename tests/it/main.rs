@@ -24,6 +24,8 @@ mod labkey_faults;
 mod labkey_preflight;
 mod labkey_server;
 mod labkey_stand_in;
+mod lake;
+mod lake_chaos;
 mod large;
 mod notices;
 mod openapi;

@@ -1,0 +1,80 @@
+//! What a partitioned dataset is compared with: the submissions that a snapshot sees. And the lock that keeps two from
+//! writing one dataset.
+
+use chrono::{DateTime, Utc};
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres};
+
+use crate::dataset::{Dataset, sql};
+use crate::error::Result;
+
+/// A submission that has rows. Its rows were stored at the same moment, that of its transaction.
+#[derive(Debug, Clone, Copy, sqlx::FromRow)]
+pub struct Visible {
+    /// Its id.
+    pub id: i64,
+    /// Its rows.
+    pub rows: i64,
+    /// When it was stored.
+    pub created_at: DateTime<Utc>,
+}
+
+/// The submissions of a dataset that this connection's snapshot sees, by id.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn visible(connection: &mut PgConnection, dataset: &Dataset) -> Result<Vec<Visible>> {
+    let submissions = sqlx::query_as(
+        "-- lake.visible\nSELECT id, rows, created_at FROM submissions WHERE dataset = $1 AND rows > 0 ORDER BY id",
+    );
+    Ok(submissions.bind(&dataset.name).fetch_all(connection).await?)
+}
+
+/// The values of some columns, as text, and how many rows have them. Null and the empty text are one.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn values(
+    connection: &mut PgConnection,
+    dataset: &Dataset,
+    columns: &[String],
+    conditions: &[String],
+    limit: usize,
+) -> Result<Vec<(Vec<Option<String>>, i64)>> {
+    let values: Vec<String> =
+        columns.iter().map(|column| format!("nullif({}::text, '')", sql::quoted(column))).collect();
+    let conditions = if conditions.is_empty() { "true".to_owned() } else { conditions.join(" AND ") };
+    let statement = format!(
+        "-- lake.values\nSELECT ARRAY[{}], count(*) FROM {} WHERE {conditions} GROUP BY 1 ORDER BY 1 LIMIT {limit}",
+        values.join(", "),
+        sql::quoted(&dataset.table),
+    );
+    Ok(sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await?)
+}
+
+/// The right to write to a place, held by a connection for as long as it lives.
+pub struct Lock(PoolConnection<Postgres>);
+
+impl Lock {
+    /// Takes it; `None` when another has it.
+    ///
+    /// # Errors
+    /// A database out of reach.
+    pub async fn take(pool: &PgPool, place: &str) -> Result<Option<Self>> {
+        let mut connection = pool.acquire().await?;
+        // The lock ends with the connection, however this process ends.
+        connection.close_on_drop();
+        let lock = sqlx::query_scalar("-- lake.lock\nSELECT pg_try_advisory_lock(hashtextextended($1, 6))");
+        let is_taken: bool = lock.bind(place).fetch_one(&mut *connection).await?;
+        Ok(is_taken.then_some(Self(connection)))
+    }
+
+    /// Makes sure that it is still held.
+    ///
+    /// # Errors
+    /// A connection that has ended.
+    pub async fn check(&mut self) -> Result<()> {
+        sqlx::query("-- lake.check\nSELECT 1").execute(&mut *self.0).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,203 @@
+//! What analysts find beside the data: the schema, views and macros for DuckDB, worked examples, and how to read it all.
+//!
+//! It is made of the manifests of all datasets in a folder, and written only where it differs from what is there.
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+use sqlx::PgPool;
+
+use super::Place;
+use super::manifest::Manifest;
+use crate::config::Level;
+use crate::dataset::Kind;
+use crate::db::jobs::Lease;
+use crate::error::{Error, Result};
+
+/// The beginning of the README; the datasets follow.
+const README: &str = include_str!("README.md");
+
+/// Columns that name a taxon, the best first; and what the taxon is called.
+const TAXA: [&str; 3] = ["adjusted_taxid", "taxid", "staxids"];
+const NAMES: [&str; 4] = ["adjusted_taxid_name", "name", "sscinames", "stitle"];
+
+/// Writes the catalogue of a folder anew where it is not as it should be.
+///
+/// # Errors
+/// A storage or a database out of reach.
+pub async fn renew(pool: &PgPool, place: &Place<'_>, lease: &Lease) -> Result<()> {
+    // Two datasets may come to their end at once: the later one sees both.
+    let mut lock = place.lock(pool, "", lease).await?;
+    let mut manifests = Vec::new();
+    for name in place.datasets {
+        let manifest = Manifest::load(place.storage, &place.name(name)).await?;
+        manifests.extend(manifest.filter(|manifest| super::is_columnar(manifest.format)));
+    }
+    let schema = serde_json::to_string_pretty(&schema(&manifests))
+        .map_err(|error| Error::Internal(format!("the schema cannot be written: {error}")))?;
+    let files = [
+        ("schema.json", schema + "\n"),
+        ("duckdb.sql", duckdb(place, &manifests)),
+        ("queries.sql", queries(&manifests)),
+        ("README.md", readme(place, &manifests)),
+    ];
+    lock.check().await?;
+    for (name, text) in files {
+        let name = place.name(name);
+        if place.storage.get(&name).await?.is_none_or(|held| held != text.as_bytes()) {
+            place.storage.put(&name, Bytes::from(text)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The columns that stand in paths, and the types of their values in DuckDB.
+fn partition_columns(manifest: &Manifest) -> Vec<(&str, &'static str)> {
+    let levels = manifest.partitioning.temporal.iter().flat_map(|temporal| temporal.levels());
+    let by = manifest.partitioning.by.iter().map(|name| (name.as_str(), "VARCHAR"));
+    levels.map(|level| (level.as_str(), "BIGINT")).chain(by).collect()
+}
+
+fn schema(manifests: &[Manifest]) -> Value {
+    let dataset = |manifest: &Manifest| {
+        let partitions: Vec<Value> =
+            partition_columns(manifest).into_iter().map(|(name, kind)| json!({"name": name, "type": kind})).collect();
+        let columns: Vec<Value> = manifest
+            .columns
+            .iter()
+            .map(|column| {
+                json!({"name": column.name, "kind": column.kind, "type": duckdb_type(column.kind),
+                    "description": column.description, "unit": column.unit})
+            })
+            .collect();
+        let body = json!({
+            "title": manifest.title, "description": manifest.description, "format": manifest.format,
+            "folder": manifest.dataset, "partition_columns": partitions, "columns": columns,
+        });
+        (manifest.dataset.clone(), body)
+    };
+    json!({"datasets": manifests.iter().map(dataset).collect::<Map<_, _>>()})
+}
+
+const fn duckdb_type(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Text | Kind::Json => "VARCHAR",
+        Kind::Int => "BIGINT",
+        Kind::Float => "DOUBLE",
+        Kind::Bool => "BOOLEAN",
+        Kind::Timestamp => "TIMESTAMPTZ",
+    }
+}
+
+fn duckdb(place: &Place<'_>, manifests: &[Manifest]) -> String {
+    let mut text =
+        "-- Views and macros for DuckDB. Written anew with each change of the data: read it at the beginning of\n\
+                    -- each session (`.read duckdb.sql`), since it names the files that make up each dataset.\n"
+            .to_owned();
+    for manifest in manifests {
+        text.push_str(&format!("\n-- {}\n{}{}", manifest.title, view(place, manifest), macros(manifest)));
+    }
+    text
+}
+
+fn view(place: &Place<'_>, manifest: &Manifest) -> String {
+    let name = quoted(&manifest.dataset);
+    let files: Vec<String> = manifest
+        .files()
+        .map(|file| format!("    '{}'", place.url(&format!("{}/{}", manifest.dataset, file.path)).replace('\'', "''")))
+        .collect();
+    let partitions = partition_columns(manifest);
+    if files.is_empty() {
+        let of_files = manifest.columns.iter().map(|column| (column.name.as_str(), duckdb_type(column.kind)));
+        let of_paths = partitions.into_iter().filter(|(name, _)| !has(manifest, name));
+        let columns: Vec<String> =
+            of_files.chain(of_paths).map(|(name, kind)| format!("NULL::{kind} AS {}", quoted(name))).collect();
+        return format!("CREATE OR REPLACE VIEW {name} AS SELECT {} WHERE false;\n", columns.join(", "));
+    }
+    let types: Vec<String> = partitions.iter().map(|(name, kind)| format!("{}: {kind}", quoted(name))).collect();
+    format!(
+        "CREATE OR REPLACE VIEW {name} AS SELECT * FROM read_parquet([\n{}\n], hive_partitioning = true, \
+         union_by_name = true, hive_types = {{{}}});\n",
+        files.join(",\n"),
+        types.join(", ")
+    )
+}
+
+/// Questions that are asked of most datasets, as far as its columns answer them.
+fn macros(manifest: &Manifest) -> String {
+    let table = quoted(&manifest.dataset);
+    let prefix = &manifest.dataset;
+    let samples = if has(manifest, "sample_id") { ", count(DISTINCT sample_id) AS samples" } else { "" };
+    let day = match manifest.partitioning.temporal {
+        Some(temporal) if temporal.0 >= Level::Day => "make_date(year, month, day)",
+        _ => "created_at::DATE",
+    };
+    let mut text = format!(
+        "CREATE OR REPLACE MACRO {prefix}_per_day() AS TABLE\n    SELECT {day} AS stored_on, count(*) AS rows{samples} \
+         FROM {table} GROUP BY stored_on ORDER BY stored_on;\n"
+    );
+    let Some((taxon, name, hits)) = taxa(manifest) else { return text };
+    let level = if has(manifest, "level") { "level, " } else { "" };
+    text.push_str(&format!(
+        "CREATE OR REPLACE MACRO {prefix}_top_taxa(sample) AS TABLE\n    SELECT {level}{taxon} AS taxon, \
+         any_value({name}) AS taxon_name, {hits} AS hits FROM {table} WHERE sample_id = sample \
+         GROUP BY {level}{taxon} ORDER BY hits DESC;\n\
+         CREATE OR REPLACE MACRO {prefix}_samples_with(wanted) AS TABLE\n    SELECT sample_id, {hits} AS hits, \
+         min(created_at) AS first_stored FROM {table} WHERE {taxon} = wanted GROUP BY sample_id ORDER BY hits DESC;\n"
+    ));
+    text
+}
+
+/// Which columns name a taxon and what it is called, and how its hits are counted.
+fn taxa(manifest: &Manifest) -> Option<(&'static str, &'static str, &'static str)> {
+    let first = |names: &[&'static str]| names.iter().copied().find(|name| has(manifest, name));
+    let (taxon, name) = first(&TAXA).zip(first(&NAMES)).filter(|_| has(manifest, "sample_id"))?;
+    Some((taxon, name, if has(manifest, "read_count") { "sum(read_count)" } else { "count(*)" }))
+}
+
+/// Whether readers find a column, in files or in paths.
+fn has(manifest: &Manifest, name: &str) -> bool {
+    let in_paths = manifest.partitioning.by.iter().any(|column| column == name);
+    in_paths || manifest.columns.iter().any(|column| column.name == name)
+}
+
+fn queries(manifests: &[Manifest]) -> String {
+    let mut text = "-- Worked examples for DuckDB; first `.read duckdb.sql`.\n".to_owned();
+    for manifest in manifests {
+        let (name, table) = (&manifest.dataset, quoted(&manifest.dataset));
+        text.push_str(&format!(
+            "\n-- {}: how many rows were stored on each day?\nSELECT * FROM {name}_per_day();\n",
+            manifest.title
+        ));
+        if manifest.partitioning.temporal.is_some() {
+            text.push_str(&format!(
+                "\n-- ... and this year? Other years' files are not even opened.\nSELECT count(*) FROM {table} WHERE year = \
+                 year(current_date);\n"
+            ));
+        }
+        if taxa(manifest).is_some() {
+            text.push_str(&format!(
+                "\n-- What was found most in a sample?\nSELECT * FROM {name}_top_taxa('SRR12689945') LIMIT 20;\n\
+                 \n-- Which samples have Ebola virus?\nSELECT * FROM {name}_samples_with('3052462');\n"
+            ));
+        }
+    }
+    text
+}
+
+fn readme(place: &Place<'_>, manifests: &[Manifest]) -> String {
+    let mut text = README.replace("LAKE", place.url("").trim_end_matches('/'));
+    for manifest in manifests {
+        let columns: Vec<&str> = partition_columns(manifest).into_iter().map(|(name, _)| name).collect();
+        text.push_str(&format!(
+            "| `{}` | {} | {} |\n",
+            manifest.dataset,
+            manifest.title,
+            columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ")
+        ));
+    }
+    text
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

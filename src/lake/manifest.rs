@@ -1,0 +1,265 @@
+//! What a partitioned dataset says of itself: which files it consists of, and which submissions each partition holds.
+//!
+//! It lies beside the data under a name that readers of folders pass over, and is replaced as a whole: what it names is
+//! the dataset, and whatever else lies there is not, or not any more.
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Format, Partitioning};
+use crate::dataset::Kind;
+use crate::db::lake::Visible;
+use crate::error::{Error, Result};
+use crate::export::spec::Plan;
+use crate::storage::Storage;
+use sha2::{Digest, Sha256};
+
+/// Its name in the folder of the dataset.
+pub const FILE: &str = "_manifest.json";
+
+/// The form of manifests that this version writes and reads.
+const VERSION: u32 = 1;
+
+/// A partitioned dataset.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The form of this file.
+    pub version: u32,
+    /// The dataset's name.
+    pub dataset: String,
+    /// What the dataset is called for people.
+    pub title: String,
+    /// What one row is.
+    pub description: String,
+    /// The database that it was written from: ids of submissions mean something there only.
+    pub source: String,
+    /// When the state was taken that it holds.
+    pub snapshot_at: Option<DateTime<Utc>>,
+    /// The form of its files.
+    pub format: Format,
+    /// How it is cut.
+    pub partitioning: Partitioning,
+    /// The columns of files that are written now; earlier files may lack some.
+    pub columns: Vec<ColumnNote>,
+    /// Its partitions, in the order of their paths.
+    pub partitions: Vec<Partition>,
+    /// Files that belonged to it, and stay for a while for those who are reading them.
+    pub retired: Vec<Retired>,
+}
+
+/// A column, for readers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColumnNote {
+    /// Its name.
+    pub name: String,
+    /// The type of its values.
+    pub kind: Kind,
+    /// What it means.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The unit of its values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+}
+
+/// The rows of a span of time, or all of them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Partition {
+    /// Its folder; empty when time is not cut.
+    pub path: String,
+    /// Its first moment.
+    pub start: Option<DateTime<Utc>>,
+    /// The first moment after it.
+    pub end: Option<DateTime<Utc>>,
+    /// The submissions whose rows it holds.
+    pub submissions: Ids,
+    /// The digest of their ids and times: an id that was given twice, as after a restored backup, is noticed.
+    pub digest: String,
+    /// Its files.
+    pub files: Vec<File>,
+}
+
+/// One file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct File {
+    /// Where it lies in the folder of the dataset.
+    pub path: String,
+    /// Its rows.
+    pub rows: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// The digest of its bytes.
+    pub sha256: String,
+    /// When the earliest of its rows was stored.
+    pub min_time: Option<DateTime<Utc>>,
+    /// When the latest was.
+    pub max_time: Option<DateTime<Utc>>,
+}
+
+/// A file that is no part of the dataset any more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Retired {
+    /// Where it lies in the folder of the dataset.
+    pub path: String,
+    /// Since when.
+    pub at: DateTime<Utc>,
+}
+
+impl Manifest {
+    /// The manifest of a dataset of which nothing is written yet.
+    #[must_use]
+    pub fn new(plan: &Plan, partitioning: &Partitioning, source: &str) -> Self {
+        Self {
+            version: VERSION,
+            dataset: plan.dataset.name.clone(),
+            title: plan.dataset.title.clone(),
+            description: plan.dataset.description.clone(),
+            source: source.to_owned(),
+            snapshot_at: None,
+            format: plan.format,
+            partitioning: partitioning.clone(),
+            columns: columns(plan),
+            partitions: Vec::new(),
+            retired: Vec::new(),
+        }
+    }
+
+    /// Reads the manifest in a folder, if there is one.
+    ///
+    /// # Errors
+    /// A storage out of reach, a file that is no manifest of this version.
+    pub async fn load(storage: &Storage, folder: &str) -> Result<Option<Self>> {
+        let name = format!("{folder}/{FILE}");
+        let Some(text) = storage.get(&name).await? else { return Ok(None) };
+        let at = format!("{}/{name}", storage.url());
+        let read: Self = serde_json::from_slice(&text)
+            .map_err(|error| Error::Environment(format!("{at} cannot be read: {error}")))?;
+        if read.version != VERSION {
+            return Err(Error::Environment(format!(
+                "{at} is of version {}, this program reads {VERSION}",
+                read.version
+            )));
+        }
+        Ok(Some(read))
+    }
+
+    /// Puts it into its folder, in the place of an earlier one.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn save(&self, storage: &Storage, folder: &str) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self);
+        let text = text.map_err(|error| Error::Internal(format!("a manifest cannot be written: {error}")))?;
+        storage.put(&format!("{folder}/{FILE}"), Bytes::from(text)).await
+    }
+
+    /// All files of the dataset.
+    pub fn files(&self) -> impl Iterator<Item = &File> {
+        self.partitions.iter().flat_map(|partition| &partition.files)
+    }
+
+    /// Rows and bytes of all files.
+    #[must_use]
+    pub fn size(&self) -> (u64, u64) {
+        self.files().fold((0, 0), |(rows, bytes), file| (rows + file.rows, bytes + file.bytes))
+    }
+
+    /// Puts a partition into its place, and takes its earlier files out unless it still names them.
+    pub fn replace(&mut self, partition: Partition, now: DateTime<Utc>) {
+        let place = self.partitions.binary_search_by(|known| known.path.cmp(&partition.path));
+        if let Ok(known) = place {
+            let earlier = self.partitions.remove(known);
+            let is_gone = |file: &File| partition.files.iter().all(|kept| kept.path != file.path);
+            let gone = earlier.files.into_iter().filter(is_gone);
+            self.retired.extend(gone.map(|file| Retired { path: file.path, at: now }));
+        }
+        if !partition.files.is_empty() {
+            let (Ok(place) | Err(place)) = place;
+            self.partitions.insert(place, partition);
+        }
+    }
+}
+
+/// The columns of a plan, for readers.
+#[must_use]
+pub fn columns(plan: &Plan) -> Vec<ColumnNote> {
+    let note = |column: &crate::export::spec::Selected| {
+        let known = plan.dataset.columns.iter().find(|known| known.name == column.name);
+        ColumnNote {
+            name: column.name.clone(),
+            kind: column.kind,
+            description: known.map(|known| known.description.clone()),
+            unit: known.and_then(|known| known.unit.clone()),
+        }
+    };
+    plan.columns.iter().map(note).collect()
+}
+
+/// The digest of submissions, in the order of their ids.
+#[must_use]
+pub fn digest<'v>(submissions: impl IntoIterator<Item = &'v Visible>) -> String {
+    let mut digest = Sha256::new();
+    for submission in submissions {
+        digest.update(submission.id.to_be_bytes());
+        digest.update(submission.created_at.timestamp_micros().to_be_bytes());
+        digest.update(submission.rows.to_be_bytes());
+    }
+    data_encoding::HEXLOWER.encode(&digest.finalize()[..16])
+}
+
+/// Ids in their order, written as ranges: `5,7-9`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Ids(pub Vec<i64>);
+
+impl From<Ids> for String {
+    fn from(ids: Ids) -> Self {
+        let mut ranges: Vec<(i64, i64)> = Vec::new();
+        for id in ids.0 {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == id => *last = id,
+                _ => ranges.push((id, id)),
+            }
+        }
+        let ranges = ranges.into_iter().map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        });
+        ranges.collect::<Vec<_>>().join(",")
+    }
+}
+
+impl TryFrom<String> for Ids {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let mut ids = Vec::new();
+        for range in text.split(',').filter(|range| !range.is_empty()) {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            match (first.parse::<i64>(), last.parse::<i64>()) {
+                (Ok(first), Ok(last)) if first <= last && ids.last().is_none_or(|before| *before < first) => {
+                    ids.extend(first..=last);
+                }
+                _ => return Err(format!("`{range}` is no range of ids")),
+            }
+        }
+        Ok(Self(ids))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_written_as_ranges_and_read_back() {
+        for (ids, text) in [(vec![], ""), (vec![5], "5"), (vec![5, 7, 8, 9], "5,7-9"), (vec![1, 2, 4], "1-2,4")] {
+            assert_eq!(String::from(Ids(ids.clone())), text);
+            assert_eq!(Ids::try_from(text.to_owned()), Ok(Ids(ids)));
+        }
+        for text in ["x", "3-1", "2,1", "1--2"] {
+            assert!(Ids::try_from(text.to_owned()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Where partitioned datasets lie, and whether one may be written there.
+
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use super::Wish;
+use super::manifest::{FILE, Manifest};
+use crate::config::Format;
+use crate::db::jobs::Lease;
+use crate::db::keys;
+use crate::db::lake::Lock;
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+
+/// How long a run waits for another at the same place: longer than a killed one's connection lives.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// How often it tries.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Digits that the names of files of one run share.
+pub const RUN_DIGITS: usize = 12;
+
+/// The name of the key that tells this database from others.
+const SOURCE: &str = "lake";
+
+/// A folder with a folder for each dataset.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'p> {
+    /// Where it is.
+    pub storage: &'p Storage,
+    /// The folder; the root of the storage when empty.
+    pub folder: &'p str,
+    /// The names of all datasets that may lie there.
+    pub datasets: &'p [String],
+}
+
+/// What lies where a dataset is to be written.
+pub enum Found {
+    /// The same dataset, from this database and cut in the same way.
+    Ours,
+    /// Nothing.
+    Empty,
+    /// These files of something else, which the wish allows to replace.
+    Foreign(Vec<String>),
+}
+
+impl Place<'_> {
+    /// The name of something in the folder.
+    #[must_use]
+    pub fn name(&self, name: &str) -> String {
+        if self.folder.is_empty() { name.to_owned() } else { format!("{}/{name}", self.folder) }
+    }
+
+    /// The address of something in the folder, for people and readers.
+    #[must_use]
+    pub fn url(&self, name: &str) -> String {
+        format!("{}/{}", self.storage.url().trim_end_matches('/'), self.name(name))
+    }
+
+    /// Waits for the right to write to something in the folder.
+    ///
+    /// # Errors
+    /// When another process keeps it, a database out of reach.
+    pub async fn lock(&self, pool: &PgPool, name: &str, lease: &Lease) -> Result<Lock> {
+        let begun = Instant::now();
+        let url = self.url(name);
+        loop {
+            if let Some(lock) = Lock::take(pool, &url).await? {
+                return Ok(lock);
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(Error::Conflict(format!(
+                    "another process is writing to {url}; try again when it has ended"
+                )));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = lease.cancelled() => return Err(Error::Cancelled),
+            }
+        }
+    }
+
+    /// The manifest that a run begins with, and what lies there.
+    ///
+    /// # Errors
+    /// Something else lies there, and may not be replaced.
+    pub async fn manifest(&self, pool: &PgPool, wish: &Wish) -> Result<(Manifest, Found)> {
+        let dataset = &wish.dataset().name;
+        let source = keys::keep(pool, SOURCE, Uuid::now_v7().as_bytes()).await?;
+        let source = data_encoding::HEXLOWER.encode(&source);
+        let new = Manifest::new(&wish.plan, &wish.partitioning, &source);
+        let folder = self.name(dataset);
+        let overwrite = wish.choice.overwrite;
+        let why = match Manifest::load(self.storage, &folder).await {
+            Ok(Some(held)) if held.source != source => "holds rows of another database",
+            Ok(Some(held)) if held.dataset != *dataset => "holds another dataset",
+            Ok(Some(held)) if !wish.fits(&held) => "is cut in another way, or of another format",
+            Ok(Some(held)) => return Ok((held, Found::Ours)),
+            Ok(None) => "holds files that this dataset did not write",
+            Err(error @ Error::Environment(_)) if !overwrite => return Err(error),
+            Err(Error::Environment(_)) => "holds a manifest that cannot be read",
+            Err(error) => return Err(error),
+        };
+        let mut files = self.files(dataset).await?;
+        files.retain(|file| file != FILE);
+        if files.is_empty() && (overwrite || why.ends_with("did not write")) {
+            return Ok((new, Found::Empty));
+        }
+        if !overwrite {
+            return Err(Error::Conflict(format!(
+                "{} {why}: choose another folder, or replace all of it with `overwrite`",
+                self.url(dataset)
+            )));
+        }
+        Ok((new, Found::Foreign(files)))
+    }
+
+    /// The files of a dataset's folder, as paths in it.
+    async fn files(&self, dataset: &str) -> Result<Vec<String>> {
+        let folder = format!("{}/", self.name(dataset));
+        let files = self.storage.list(folder.trim_end_matches('/')).await?;
+        Ok(files.into_iter().filter_map(|file| file.name.strip_prefix(&folder).map(str::to_owned)).collect())
+    }
+
+    /// Removes what runs that were killed have left. It needs the lock.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn sweep(&self, manifest: &Manifest) -> Result<()> {
+        let known: std::collections::HashSet<&str> = manifest
+            .files()
+            .map(|file| file.path.as_str())
+            .chain(manifest.retired.iter().map(|file| file.path.as_str()))
+            .collect();
+        for path in self.files(&manifest.dataset).await? {
+            if !known.contains(path.as_str()) && is_of_a_run(&manifest.dataset, &path) {
+                tracing::info!(path, "a file that no manifest names was removed");
+                self.delete(&manifest.dataset, &path).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the manifest of a dataset into its place.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn save(&self, manifest: &Manifest) -> Result<()> {
+        manifest.save(self.storage, &self.name(&manifest.dataset)).await
+    }
+
+    /// Removes the manifest of a dataset.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn forget(&self, dataset: &str) -> Result<()> {
+        self.delete(dataset, FILE).await
+    }
+
+    /// Removes a file of a dataset.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn delete(&self, dataset: &str, path: &str) -> Result<()> {
+        self.storage.delete_file(&self.name(&format!("{dataset}/{path}"))).await
+    }
+}
+
+/// Whether a file has a name that runs give: `DATASET_20261120_0123456789ab.parquet`, and what is unfinished of it.
+fn is_of_a_run(dataset: &str, path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    if name.strip_prefix(FILE).is_some_and(|rest| rest.starts_with('#')) {
+        return true;
+    }
+    let Some(rest) = name.strip_prefix(dataset).and_then(|rest| rest.strip_prefix('_')) else { return false };
+    let (stem, ending) = rest.split_once('.').unwrap_or((rest, ""));
+    let format = ending.split(['.', '#']).next().unwrap_or_default();
+    let is_run = |part: &str| part.len() == RUN_DIGITS && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+    stem.split('_').any(is_run) && Format::ALL.iter().any(|known| known.as_str() == format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_of_a_run;
+
+    #[test]
+    fn only_what_a_run_has_written_is_swept() {
+        for name in [
+            "d_20261120_0123456789ab.parquet",
+            "d_0123456789ab_2.csv.gz",
+            "a=1/d_2026_0123456789ab.parquet#1",
+            "_manifest.json#2",
+        ] {
+            assert!(is_of_a_run("d", name), "{name}");
+        }
+        for name in ["_manifest.json", "d_20261120.parquet", "e_2026_0123456789ab.parquet", "d_0123456789ab.txt", "d"] {
+            assert!(!is_of_a_run("d", name), "{name}");
+        }
+    }
+}

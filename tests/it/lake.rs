@@ -1,0 +1,363 @@
+//! Partitioned datasets: where rows lie, that they grow by what is new, and what is refused.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
+use nvd_support_car::config::Partitioning;
+use nvd_support_car::db::jobs::Lease;
+use nvd_support_car::error::{Error, Result};
+use nvd_support_car::export::spec::ExportSpec;
+use nvd_support_car::lake::changes::Action;
+use nvd_support_car::lake::{self, Outcome, Place, Wish};
+use nvd_support_car::storage::Storage;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::app::{RECORD, TestApp};
+use crate::exports::files_below;
+use crate::process::{binary, text};
+
+/// A folder with the partitioned gottcha2 of a service.
+pub struct Lake {
+    pub folder: TempDir,
+    storage: Storage,
+    partitioning: Partitioning,
+}
+
+impl Lake {
+    pub fn new(partitioning: &Value) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let storage = Storage::open(folder.path().to_str().expect("UTF-8")).expect("storage");
+        Self { folder, storage, partitioning: serde_json::from_value(partitioning.clone()).expect("partitioning") }
+    }
+
+    pub fn daily() -> Self {
+        Self::new(&json!({"temporal": "year,month,day"}))
+    }
+
+    pub fn wish(&self, app: &TestApp, overwrite: bool) -> Wish {
+        let dataset = app.app.datasets.get("gottcha2").expect("dataset");
+        let spec = ExportSpec::default();
+        Wish::new(dataset, &spec, &self.partitioning, overwrite, &app.app.config.export).expect("wish")
+    }
+
+    pub async fn run(&self, app: &TestApp, wish: &Wish) -> Result<Outcome> {
+        let lease = Lease::new(Uuid::now_v7(), 1);
+        let place = Place { storage: &self.storage, folder: "", datasets: app.app.datasets.names() };
+        lake::run(&app.pool, &app.app.config.export, wish, &place, &lease).await
+    }
+
+    pub async fn update(&self, app: &TestApp) -> Outcome {
+        self.run(app, &self.wish(app, false)).await.expect("a run")
+    }
+
+    /// What is in each file, by its path below the dataset's folder.
+    pub fn bytes(&self) -> BTreeMap<String, Vec<u8>> {
+        files_of(self.folder.path())
+    }
+
+    pub fn manifest(&self) -> Value {
+        let text = std::fs::read(self.folder.path().join("gottcha2/_manifest.json")).expect("manifest");
+        serde_json::from_slice(&text).expect("JSON")
+    }
+
+    /// The rows of all files in the folder, after making sure that the manifest names exactly these.
+    pub fn rows(&self) -> Vec<(i64, i64)> {
+        rows_of(self.folder.path())
+    }
+}
+
+pub fn files_of(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let name = |path: &str| path.strip_prefix(&format!("{}/", folder.display())).expect("below").to_owned();
+    files_below(folder).iter().map(|path| (name(path), std::fs::read(path).expect("file"))).collect()
+}
+
+/// All (submission_id, ordinal) of `FOLDER/gottcha2`, sorted.
+pub fn rows_of(folder: &Path) -> Vec<(i64, i64)> {
+    let root = folder.join("gottcha2");
+    let manifest: Value =
+        serde_json::from_slice(&std::fs::read(root.join("_manifest.json")).expect("manifest")).expect("JSON");
+    let mut named = BTreeMap::new();
+    for partition in manifest["partitions"].as_array().expect("partitions") {
+        for file in partition["files"].as_array().expect("files") {
+            named.insert(file["path"].as_str().expect("path").to_owned(), file.clone());
+        }
+    }
+    let mut found = files_of(&root);
+    found.remove("_manifest.json");
+    assert_eq!(named.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+    let mut rows = Vec::new();
+    for (path, bytes) in found {
+        let file = &named[&path];
+        assert_eq!(file["bytes"], bytes.len());
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
+        assert_eq!(file["sha256"], data_encoding::HEXLOWER.encode(&digest));
+        let before = rows.len();
+        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).expect("Parquet");
+        for batch in reader.build().expect("reader") {
+            let batch = batch.expect("batch");
+            let column = |name: &str| batch.column_by_name(name).expect(name).as_primitive::<Int64Type>().clone();
+            let (submissions, ordinals) = (column("submission_id"), column("ordinal"));
+            rows.extend((0..batch.num_rows()).map(|row| (submissions.value(row), ordinals.value(row))));
+        }
+        assert_eq!(file["rows"], rows.len() - before);
+    }
+    rows.sort_unstable();
+    rows
+}
+
+/// All (submission_id, ordinal) of the table, sorted.
+pub async fn stored_rows(app: &TestApp) -> Vec<(i64, i64)> {
+    let rows = sqlx::query_as("SELECT submission_id, ordinal::bigint FROM gottcha2_full ORDER BY 1, 2");
+    rows.fetch_all(&app.pool).await.expect("rows")
+}
+
+/// Stores rows of a sample as if it had been at that time.
+pub async fn store_at(app: &TestApp, sample: &str, rows: usize, time: &str) -> i64 {
+    let record = RECORD.replace("S1", sample);
+    let receipt = app.store("/ingest-gottcha2", format!("{record}\n").repeat(rows)).await;
+    let id = receipt["submission_id"].as_i64().expect("id");
+    for sql in [
+        format!("UPDATE submissions SET created_at = '{time}' WHERE id = {id}"),
+        format!("UPDATE gottcha2_full SET created_at = '{time}' WHERE submission_id = {id}"),
+    ] {
+        sqlx::query(AssertSqlSafe(sql)).execute(&app.pool).await.expect("update");
+    }
+    id
+}
+
+fn actions(outcome: &Outcome) -> Vec<(&str, Action, u64)> {
+    outcome.partitions.iter().map(|done| (done.path.as_str(), done.action, done.rows)).collect()
+}
+
+#[tokio::test]
+async fn rows_lie_in_the_partition_of_their_day_and_a_second_run_changes_no_byte() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 10, "2024-02-29T23:59:59.999999Z").await;
+    store_at(&app, "S2", 20, "2024-03-01T00:00:00Z").await;
+    store_at(&app, "S3", 30, "2026-11-20T12:00:00Z").await;
+    let lake = Lake::daily();
+    let outcome = lake.update(&app).await;
+    assert_eq!(
+        actions(&outcome),
+        [
+            ("year=2024/month=02/day=29", Action::New, 10),
+            ("year=2024/month=03/day=01", Action::New, 20),
+            ("year=2026/month=11/day=20", Action::New, 30),
+        ]
+    );
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+    let manifest = lake.manifest();
+    let first = &manifest["partitions"][0];
+    assert_eq!((&first["start"], &first["end"]), (&json!("2024-02-29T00:00:00Z"), &json!("2024-03-01T00:00:00Z")));
+    assert_eq!(first["files"][0]["min_time"], "2024-02-29T23:59:59.999999Z");
+    let path = first["files"][0]["path"].as_str().expect("path");
+    assert!(path.starts_with("year=2024/month=02/day=29/gottcha2_20240229_"), "{path}");
+    let before = lake.bytes();
+    assert!(["README.md", "duckdb.sql", "queries.sql", "schema.json"].iter().all(|name| before.contains_key(*name)));
+    let again = lake.update(&app).await;
+    assert_eq!((again.partitions.len(), again.unchanged), (0, 3));
+    assert!(lake.bytes() == before, "a run without changes changed a byte");
+}
+
+#[tokio::test]
+async fn late_rows_reach_their_day_and_other_days_are_left_alone() {
+    let app = TestApp::start().await;
+    for day in ["01", "02", "03"] {
+        store_at(&app, &format!("S{day}"), 10, &format!("2026-11-{day}T12:00:00Z")).await;
+    }
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    let before = lake.bytes();
+    store_at(&app, "late", 7, "2026-11-02T00:00:00Z").await;
+    let outcome = lake.update(&app).await;
+    assert_eq!(actions(&outcome), [("year=2026/month=11/day=02", Action::Add, 7)]);
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+    let after = lake.bytes();
+    let same = before.iter().filter(|(path, _)| path.ends_with(".parquet")).all(|(path, bytes)| after[path] == *bytes);
+    assert!(same, "a file that had nothing to do with it was changed");
+}
+
+#[tokio::test]
+async fn replaced_and_removed_submissions_disappear_with_the_next_run() {
+    let app = TestApp::start().await;
+    let put = async |rows: usize| {
+        let path = "/ingest/gottcha2/one?on_conflict=replace";
+        let answer = app.request("PUT", path).body(format!("{RECORD}\n").repeat(rows)).send().await.expect("answer");
+        assert_eq!(answer.status(), 200);
+    };
+    put(10).await;
+    let gone = app.store("/ingest-gottcha2", format!("{}\n", RECORD.replace("S1", "S2")).repeat(5)).await;
+    let alone = store_at(&app, "S3", 4, "2026-01-01T12:00:00Z").await;
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    assert_eq!(lake.rows().len(), 19);
+    put(3).await;
+    for id in [&gone["submission_id"], &json!(alone)] {
+        let answer = app.request("DELETE", &format!("/submissions/{id}")).send().await.expect("answer");
+        assert_eq!(answer.status(), 204);
+    }
+    let outcome = lake.update(&app).await;
+    assert_eq!(outcome.partitions[0].action, Action::Remove);
+    assert_eq!((outcome.partitions[1].action, outcome.partitions[1].rows), (Action::Rewrite, 3));
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+    assert!(!lake.folder.path().join("gottcha2/year=2026/month=01").exists(), "an empty partition was left");
+}
+
+#[tokio::test]
+async fn replaced_files_stay_for_the_grace_and_go_with_a_later_run() {
+    let app = TestApp::start().await;
+    let id = store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    store_at(&app, "S2", 5, "2026-01-01T13:00:00Z").await;
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    app.request("DELETE", &format!("/submissions/{id}")).send().await.expect("answer");
+    let mut patient = lake.wish(&app, false);
+    patient.grace = Duration::from_secs(3600);
+    let waiting = tokio::time::timeout(Duration::from_secs(5), lake.run(&app, &patient)).await;
+    assert!(waiting.is_err(), "it did not wait for readers");
+    let manifest = lake.manifest();
+    let retired = manifest["retired"].as_array().expect("retired");
+    assert_eq!(retired.len(), 1);
+    assert!(lake.folder.path().join("gottcha2").join(retired[0]["path"].as_str().expect("path")).exists());
+    assert_eq!(manifest["partitions"][0]["files"][0]["rows"], 5);
+    lake.update(&app).await;
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+}
+
+#[tokio::test]
+async fn many_small_files_of_a_day_become_one() {
+    let app = TestApp::start().await;
+    let lake = Lake::daily();
+    for round in 0..9 {
+        store_at(&app, &format!("S{round}"), 2, "2026-11-20T12:00:00Z").await;
+        lake.update(&app).await;
+    }
+    assert_eq!(lake.manifest()["partitions"][0]["files"].as_array().expect("files").len(), 1);
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+}
+
+#[tokio::test]
+async fn what_somebody_else_has_written_is_not_touched_without_overwrite() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    let lake = Lake::daily();
+    let theirs = lake.folder.path().join("gottcha2/theirs.parquet");
+    std::fs::create_dir_all(theirs.parent().expect("folder")).expect("folder");
+    std::fs::write(&theirs, "theirs").expect("file");
+    let refused = lake.run(&app, &lake.wish(&app, false)).await.expect_err("refused");
+    assert!(refused.to_string().contains("did not write"), "{refused}");
+    assert_eq!(files_below(lake.folder.path()).len(), 1);
+    lake.run(&app, &lake.wish(&app, true)).await.expect("overwritten");
+    assert!(!theirs.exists());
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+    // Cut in another way, it is another dataset.
+    let monthly = Lake { partitioning: Lake::new(&json!({"temporal": "year,month"})).partitioning, ..lake };
+    let refused = monthly.run(&app, &monthly.wish(&app, false)).await.expect_err("refused");
+    assert!(refused.to_string().contains("another way"), "{refused}");
+    monthly.run(&app, &monthly.wish(&app, true)).await.expect("overwritten");
+    assert_eq!(monthly.rows(), stored_rows(&app).await);
+    // Another database counts its submissions anew.
+    let other = TestApp::start().await;
+    let refused = monthly.run(&other, &monthly.wish(&other, false)).await.expect_err("refused");
+    assert!(refused.to_string().contains("another database"), "{refused}");
+}
+
+#[tokio::test]
+async fn values_of_columns_have_folders_whatever_stands_in_them() {
+    let app = TestApp::start().await;
+    let samples = ["plain", "a/b=c:d%e", "Ünï côdé", "..", "it's", "x.parquet", "#1"];
+    for sample in samples {
+        store_at(&app, sample, 3, "2026-01-01T12:00:00Z").await;
+    }
+    let lake = Lake::new(&json!({"temporal": "year", "by": ["sample_id", "run_id"]}));
+    lake.update(&app).await;
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+    let root = lake.folder.path().join("gottcha2/year=2026");
+    for folder in
+        ["sample_id=plain", "sample_id=a%2Fb%3Dc%3Ad%25e", "sample_id=Ünï côdé", "sample_id=..", "sample_id=%231"]
+    {
+        assert!(root.join(folder).join("run_id=__HIVE_DEFAULT_PARTITION__").is_dir(), "{folder}");
+    }
+    let file = files_below(&root).pop().expect("a file");
+    let columns = |file: &str| {
+        let reader =
+            ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(file).expect("file")).expect("Parquet");
+        reader.schema().fields().iter().map(|field| field.name().clone()).collect::<Vec<_>>()
+    };
+    assert!(!columns(&file).contains(&"sample_id".to_owned()));
+    let kept = Lake::new(&json!({"temporal": "year", "by": ["sample_id"], "keep_columns": true}));
+    kept.update(&app).await;
+    let file = files_below(&kept.folder.path().join("gottcha2/year=2026")).pop().expect("a file");
+    assert!(["sample_id", "year"].iter().all(|name| columns(&file).contains(&(*name).to_owned())));
+    assert_eq!(kept.rows(), stored_rows(&app).await);
+}
+
+#[tokio::test]
+async fn a_row_removed_by_hand_is_refused_by_name_and_leaves_nothing_half_written() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    store_at(&app, "S2", 4, "2026-01-02T12:00:00Z").await;
+    sqlx::query("DELETE FROM gottcha2_full WHERE sample_id = 'S2' AND ordinal = 1")
+        .execute(&app.pool)
+        .await
+        .expect("sql");
+    let lake = Lake::daily();
+    let refused = lake.run(&app, &lake.wish(&app, false)).await.expect_err("refused");
+    assert!(matches!(&refused, Error::Conflict(reason) if reason.contains("day=02")), "{refused}");
+    assert_eq!(files_below(lake.folder.path()), Vec::<String>::new());
+}
+
+fn export(app: &TestApp, folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let data: PathBuf = folder.join("data");
+    let mut command = binary(&data);
+    command.env("DATABASE_URL", app.database_url()).arg("export").args(arguments);
+    let output = command.args(["--set", "lake.grace=0s"]).output().expect("run");
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_previews_writes_skips_and_goes_on_behind_a_failure() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    store_at(&app, "S2", 5, "2026-01-02T12:00:00Z").await;
+    app.store("/ingest-stast", crate::app::data("stast/stast.jsonl")).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("lake");
+    let to = ["-o", out.to_str().expect("UTF-8"), "--temporal", "year,month,day"];
+    let with = |more: &[&'static str]| [&["*ta*", "gott*"], &to[..], more].concat();
+    let (code, told, errors) = export(&app, folder.path(), &with(&["--dry-run"]));
+    assert_eq!(code, 0, "{errors}");
+    assert!(told.contains("year=2026/month=01/day=01  4 rows") && told.contains("nothing was written"), "{told}");
+    assert_eq!(files_below(&out), Vec::<String>::new());
+    let (code, told, errors) = export(&app, folder.path(), &with(&["--date", "2026-01-02"]));
+    assert_eq!(code, 0, "{errors}");
+    assert!(told.contains("gottcha2: 1 partitions, 1 files, 5 rows") && told.contains("sha256:"), "{told}");
+    let table = &app.app.datasets.get("stast").expect("dataset").table;
+    let sql = format!("DELETE FROM \"{table}\" WHERE ordinal = 1");
+    sqlx::query(AssertSqlSafe(sql)).execute(&app.pool).await.expect("sql");
+    let (code, told, errors) = export(&app, folder.path(), &with(&[]));
+    assert_eq!(code, 1);
+    assert!(told.contains("gottcha2: 1 partitions already exist, skipping"), "{told}");
+    assert!(told.contains("gottcha2: 1 partitions, 1 files, 4 rows"), "{told}");
+    assert!(errors.contains("1 of 2 datasets") || errors.contains("of 3 datasets"), "{errors}");
+    assert!(errors.contains("stast") && errors.contains("by hand"), "{errors}");
+    assert_eq!(rows_of(&out), stored_rows(&app).await);
+    assert_eq!(files_below(&out.join("stast")).len(), 1, "something but the manifest was left");
+    let (code, told, errors) =
+        export(&app, folder.path(), &["gottcha2", "--temporal", "year", "--partition-by", "level", "--dry-run"]);
+    assert_eq!(code, 0, "{errors}");
+    assert!(told.contains("year=2026  9 rows"), "{told}");
+    let (code, _, errors) = export(&app, folder.path(), &["gottcha2", "--dry-run"]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("need --temporal"), "{errors}");
+    let (code, _, errors) = export(&app, folder.path(), &["nonsense*", "--temporal", "year"]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("no dataset `nonsense*`"), "{errors}");
+}

@@ -1,0 +1,136 @@
+//! Partitioned datasets while everything moves: clients that store, replace and remove at random, and kill -9.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+
+use crate::app::{RECORD, TestApp, eventually};
+use crate::exports::{files_below, stored};
+use crate::lake::{Lake, files_of, rows_of, store_at, stored_rows};
+use crate::process::binary;
+
+/// One client that stores, replaces and removes results of its own keys, and of keys that others use too.
+async fn client(app: &TestApp, number: u64, is_over: &AtomicBool) {
+    let mut random = SmallRng::seed_from_u64(number);
+    let mut own: Vec<i64> = Vec::new();
+    while !is_over.load(Ordering::Relaxed) {
+        let rows = random.random_range(1..200);
+        let body = format!("{RECORD}\n").repeat(rows);
+        match random.random_range(0..10) {
+            0..6 => {
+                let path = format!("/ingest/gottcha2/{number}-{}", random.random::<u32>());
+                let answer = app.request("PUT", &path).body(body).send().await.expect("answer");
+                let receipt: serde_json::Value = answer.json().await.expect("receipt");
+                own.push(receipt["submission_id"].as_i64().expect("id"));
+            }
+            6..9 => {
+                let path = format!("/ingest/gottcha2/shared-{}?on_conflict=replace", random.random_range(0..10));
+                app.request("PUT", &path).body(body).send().await.expect("answer");
+            }
+            _ if own.is_empty() => {}
+            _ => {
+                let id = own.swap_remove(random.random_range(0..own.len()));
+                app.request("DELETE", &format!("/submissions/{id}")).send().await.expect("answer");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_clients_that_store_replace_and_remove_end_in_files_that_equal_the_table() {
+    let app = Arc::new(TestApp::with(&[("export.batch_size", "1000"), ("database.max_connections", "16")]).await);
+    let lakes = [Lake::new(&json!({"temporal": "year,month,day,hour,minute"})), Lake::new(&json!({"by": ["level"]}))];
+    let is_over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..8)
+        .map(|number| {
+            let (app, is_over) = (Arc::clone(&app), Arc::clone(&is_over));
+            tokio::spawn(async move { client(&app, number, &is_over).await })
+        })
+        .collect();
+    let begun = std::time::Instant::now();
+    let mut changed = 0;
+    while begun.elapsed() < Duration::from_secs(12) {
+        for lake in &lakes {
+            changed += lake.update(&app).await.partitions.len();
+            // What is named is there, whole, and nothing twice.
+            let rows = lake.rows();
+            assert!(rows.windows(2).all(|pair| pair[0] != pair[1]), "a row came twice");
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.expect("client");
+    }
+    assert!(changed > 10, "{changed}");
+    for lake in &lakes {
+        lake.update(&app).await;
+        assert!(lake.rows() == stored_rows(&app).await, "the files differ from the table");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_killed_at_any_time_is_made_whole_by_the_next() {
+    let app = TestApp::start().await;
+    for day in 1..=28 {
+        store_at(&app, &format!("S{day}"), 3_000, &format!("2026-02-{day:02}T12:00:00Z")).await;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("lake");
+    let command = || {
+        let mut command = binary(&folder.path().join("data"));
+        command.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day"]);
+        command.args(["--historical", "--set", "lake.grace=0s", "-o"]).arg(&out);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let mut named = 0;
+    for wait in [150, 300, 450, 600, 800, 1000, 1300] {
+        let mut child = command().spawn().expect("start");
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        let manifest = files_of(&out).remove("gottcha2/_manifest.json").unwrap_or_default();
+        let partitions = String::from_utf8(manifest).expect("UTF-8").matches("\"digest\"").count();
+        assert!(partitions >= named, "what was made sure of was lost");
+        named = partitions;
+        if named == 28 {
+            // Something to do for those that follow: all of it anew, in part.
+            stored(&app, 1, 500).await;
+        }
+    }
+    assert!(command().status().expect("run").success());
+    assert!(rows_of(&out) == stored_rows(&app).await, "the files differ from the table");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_run_that_is_interrupted_leaves_nothing_behind() {
+    let app = TestApp::start().await;
+    for day in 1..=28 {
+        store_at(&app, &format!("S{day}"), 3_000, &format!("2026-02-{day:02}T12:00:00Z")).await;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let mut interrupted = 0;
+    for wait in [400, 600, 800] {
+        let out = folder.path().join(format!("lake{wait}"));
+        let mut command = binary(&folder.path().join("data"));
+        command.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day"]);
+        let mut child = command.arg("-o").arg(&out).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
+        eventually("a file is written", async || out.exists() && !files_below(&out).is_empty()).await;
+        tokio::time::sleep(Duration::from_millis(wait - 400)).await;
+        let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("signal");
+        if child.wait().expect("wait").success() {
+            assert!(rows_of(&out) == stored_rows(&app).await, "the files differ from the table");
+        } else {
+            interrupted += 1;
+            let left = files_of(&out);
+            assert!(left.is_empty(), "{:?}", left.keys());
+        }
+    }
+    assert!(interrupted > 0, "every run had ended before it was interrupted");
+}
