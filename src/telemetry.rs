@@ -41,6 +41,16 @@ pub const EXPORT_AGE: &str = "nvd_export_newest_age_seconds";
 pub const EXPORT_NEXT: &str = "nvd_export_next_run_timestamp_seconds";
 /// Files of complete exports that are missing from the storage.
 pub const EXPORT_MISSING: &str = "nvd_export_missing_files";
+/// Runs of partitioned datasets, by dataset and result: `completed`, or the reason of the failure.
+pub const LAKE_RUNS: &str = "nvd_lake_runs_total";
+/// Rows that were written to partitioned datasets, by dataset.
+pub const LAKE_ROWS: &str = "nvd_lake_rows_total";
+/// Bytes that were written to partitioned datasets, by dataset.
+pub const LAKE_BYTES: &str = "nvd_lake_bytes_total";
+/// From the start of a run to its end, by dataset.
+pub const LAKE_SECONDS: &str = "nvd_lake_duration_seconds";
+/// When a partitioned dataset was last brought up to date, in seconds since 1970, by dataset.
+pub const LAKE_UPDATED: &str = "nvd_lake_updated_timestamp_seconds";
 /// Rows that LabKey took, by dataset.
 pub const LABKEY_UPLOADED: &str = "labkey_records_uploaded";
 /// What kept rows from LabKey, by dataset and reason: `invalid`, `permission`, `configuration`, `authentication`,
@@ -115,6 +125,11 @@ fn describe() {
     describe_gauge!(EXPORT_AGE, "Age of the newest complete export");
     describe_gauge!(EXPORT_NEXT, "When the next scheduled export is due");
     describe_gauge!(EXPORT_MISSING, "Files of complete exports that are missing from the storage");
+    describe_counter!(LAKE_RUNS, "Runs of partitioned datasets by result: completed, or the reason of the failure");
+    describe_counter!(LAKE_ROWS, "Rows written to partitioned datasets");
+    describe_counter!(LAKE_BYTES, "Bytes written to partitioned datasets");
+    describe_histogram!(LAKE_SECONDS, "From the start of a run of a partitioned dataset to its end");
+    describe_gauge!(LAKE_UPDATED, "When a partitioned dataset was last brought up to date");
     describe_counter!(EXTRACT_RUNS, "Runs of extracts that ended by result: completed, failed or cancelled");
     describe_counter!(NOTICES, "Attempts to send a notice by result: sent or refused");
     describe_counter!(LABKEY_UPLOADED, "Rows that LabKey took");
@@ -164,6 +179,22 @@ pub fn exported(dataset: &str, result: &Result<Option<(u64, u64)>, &Error>, dura
     metrics::counter!(EXPORTS, "dataset" => dataset, "result" => word).increment(1);
 }
 
+/// Counts one run of a partitioned dataset, which wrote so many rows and bytes.
+pub fn lake_run(dataset: &str, result: &Result<(u64, u64), &Error>, duration: Duration) {
+    let dataset = dataset.to_owned();
+    metrics::histogram!(LAKE_SECONDS, "dataset" => dataset.clone()).record(duration);
+    let word = match result {
+        Ok((rows, bytes)) => {
+            metrics::counter!(LAKE_ROWS, "dataset" => dataset.clone()).increment(*rows);
+            metrics::counter!(LAKE_BYTES, "dataset" => dataset.clone()).increment(*bytes);
+            metrics::gauge!(LAKE_UPDATED, "dataset" => dataset.clone()).set(unix_seconds(Utc::now()));
+            "completed"
+        }
+        Err(error) => error.reason(),
+    };
+    metrics::counter!(LAKE_RUNS, "dataset" => dataset, "result" => word).increment(1);
+}
+
 /// Counts a run of an extract that ended.
 pub fn extracted(result: &str) {
     metrics::counter!(EXTRACT_RUNS, "result" => result.to_owned()).increment(1);
@@ -182,9 +213,12 @@ pub fn newest_export(dataset: &str, seconds: f64) {
 
 /// Tells when the next export of a dataset is due.
 pub fn next_export(dataset: &str, at: Option<DateTime<Utc>>) {
-    #[expect(clippy::cast_precision_loss, reason = "microseconds are far below 2^53")]
-    let seconds = at.map_or(f64::NAN, |at| at.timestamp_micros() as f64 / 1e6);
-    metrics::gauge!(EXPORT_NEXT, "dataset" => dataset.to_owned()).set(seconds);
+    metrics::gauge!(EXPORT_NEXT, "dataset" => dataset.to_owned()).set(at.map_or(f64::NAN, unix_seconds));
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds are far below 2^53")]
+fn unix_seconds(at: DateTime<Utc>) -> f64 {
+    at.timestamp_micros() as f64 / 1e6
 }
 
 /// Counts rows that LabKey took.

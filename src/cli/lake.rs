@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytesize::ByteSize;
-use chrono::{Days, NaiveDate, NaiveTime};
+use chrono::{NaiveDate, NaiveTime};
 use clap::Args;
 use uuid::Uuid;
 
@@ -70,7 +70,7 @@ impl Partitioned {
         let mut spec = spec.clone();
         if let Some(date) = self.date {
             let midnight = |date: NaiveDate| date.and_time(NaiveTime::MIN).and_utc();
-            (spec.from, spec.to) = (Some(midnight(date)), Some(midnight(date + Days::new(1))));
+            (spec.from, spec.to) = (Some(midnight(date)), date.succ_opt().map(midnight));
         }
         let partitioning = Partitioning {
             temporal: self.temporal,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
-use super::{Secret, values};
+use super::{Partitioning, Secret, values};
 
 /// How exports are made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,6 +63,9 @@ pub struct ScheduleConfig {
     /// The webhooks that hear how its exports end.
     #[serde(default)]
     pub notify: Vec<String>,
+    /// How its partitioned dataset is cut, where the schedule is for that.
+    #[serde(default)]
+    pub partition: Option<Partitioning>,
 }
 
 impl ExportConfig {

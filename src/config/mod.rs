@@ -248,6 +248,7 @@ impl Config {
         check(self.ingest.max_rows <= i32::MAX as u64, "ingest.max_rows", "must be at most 2147483647");
         self.check_export(&mut check);
         self.check_notify(&mut check);
+        check(self.lake.grace <= Duration::from_secs(3600), "lake.grace", "must be at most 1h");
         self.labkey.check(&mut check);
         let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
         let unique = names.len() == self.auth.tokens.len() && !names.contains("");

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::{AppendHeaders, IntoResponse};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,10 +13,12 @@ use uuid::Uuid;
 use super::jobs::JobStatus;
 use super::problem::Problem;
 use super::{Http, download, links};
+use crate::config::Partitioning;
 use crate::db::exports::{self, Export, ExportFile, Filter};
 use crate::db::jobs;
 use crate::error::{Error, Result};
 use crate::export::spec::{Compression, ExportSpec, Format};
+use crate::jobs::lake::{self, LakeRun};
 use crate::jobs::{self as work, NewExport, retention};
 
 /// One file of an export.
@@ -216,6 +218,12 @@ pub struct ExportRequest {
     /// What of it.
     #[serde(flatten)]
     spec: ExportSpec,
+    /// Brings the partitioned dataset in `lake/` of the storage up to date instead, cut like this. It takes `format`,
+    /// `compression` and `compression_level`, and `from` and `to`, which choose whole partitions.
+    partition: Option<Partitioning>,
+    /// Whether partitions are written anew, and what else lies in the dataset's folder is replaced.
+    #[serde(default)]
+    overwrite: bool,
 }
 
 /// An export that was asked for.
@@ -224,7 +232,7 @@ pub struct ExportRequest {
 pub struct TriggerBody {
     /// Ask `GET /jobs/{id}` how far it is.
     job_id: Uuid,
-    /// The export that it writes.
+    /// The export that it writes; null where it brings a partitioned dataset up to date.
     #[schema(required)]
     export_id: Option<Uuid>,
     /// `pending`, unless the same was asked for before.
@@ -239,21 +247,26 @@ pub struct TriggerBody {
 
 /// Asks for an export. It is written in the background.
 ///
-/// With an `Idempotency-Key` that was used before, the answer is the job of then.
+/// With an `Idempotency-Key` that was used before, the answer is the job of then. With `partition`, the partitioned
+/// dataset in `lake/` of the storage is brought up to date: twice is as good as once, and needs no key.
 #[utoipa::path(post, path = "/exports/trigger", operation_id = "trigger_export", tag = "exports",
     request_body = ExportRequest,
     params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made",
         min_length = 1, max_length = 255)),
     responses((status = 202, description = "A job was made, or found", body = TriggerBody,
         headers(("Location" = String, description = "The job"))),
-        (status = 409, description = "The key was used for another export")))]
+        (status = 409, description = "The key was used for another export, or a run that is cut otherwise is under way")))]
 pub async fn trigger_export(
     State(http): State<Http>,
     headers: HeaderMap,
     Json(request): Json<Value>,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<Response, Problem> {
     let request = parse(request)?;
     let dataset = super::datasets::find(&http, &request.table)?;
+    if let Some(partitioning) = request.partition {
+        let run = LakeRun { dataset: request.table, spec: request.spec, partitioning, overwrite: request.overwrite };
+        return trigger_lake(&http, run).await;
+    }
     let config = &http.app.config.export;
     request.spec.plan(&dataset, (config.compression, config.compression_level))?;
     let key = super::idempotency_key(&headers)?.map(|key| format!("trigger:{key}"));
@@ -277,7 +290,22 @@ pub async fn trigger_export(
         table: request.table,
         created_at: job.created_at,
     };
-    Ok((StatusCode::ACCEPTED, [(LOCATION, format!("/jobs/{}", job.id))], Json(body)))
+    Ok(accepted(body))
+}
+
+fn accepted(body: TriggerBody) -> Response {
+    (StatusCode::ACCEPTED, [(LOCATION, format!("/jobs/{}", body.job_id))], Json(body)).into_response()
+}
+
+/// Asks for a run of a partitioned dataset. The same wish that waits or runs already is that job.
+async fn trigger_lake(http: &Http, run: LakeRun) -> Result<Response, Problem> {
+    run.wish(&http.app)?;
+    let table = run.dataset.clone();
+    let mut transaction = http.app.pool.begin().await.map_err(Error::from)?;
+    let job = lake::enqueue(&http.app, &mut transaction, run).await?;
+    transaction.commit().await.map_err(Error::from)?;
+    http.app.wake_workers();
+    Ok(accepted(TriggerBody { job_id: job.id, export_id: None, status: job.state, table, created_at: job.created_at }))
 }
 
 /// Reads a request, and says which field is wrong. (serde's flattening would let unknown fields pass.)
@@ -286,9 +314,23 @@ fn parse(mut request: Value) -> Result<ExportRequest> {
     let Some(Value::String(table)) = table else {
         return Err(Error::parameter("table", "is required: the name of a dataset; GET /datasets lists them"));
     };
+    let mut take = |field: &str| request.as_object_mut().and_then(|fields| fields.remove(field));
+    let (partition, overwrite) = (take("partition"), take("overwrite"));
+    let partition = match partition.filter(|partition| !partition.is_null()) {
+        Some(partition) => Some(
+            serde_path_to_error::deserialize(partition)
+                .map_err(|error| Error::parameter(&format!("partition.{}", error.path()), error.inner().to_string()))?,
+        ),
+        None => None,
+    };
+    let overwrite = match overwrite {
+        None => false,
+        Some(Value::Bool(overwrite)) if !overwrite || partition.is_some() => overwrite,
+        Some(_) => return Err(Error::parameter("overwrite", "is true or false, and goes together with `partition`")),
+    };
     let spec: ExportSpec = serde_path_to_error::deserialize(request)
         .map_err(|error| Error::parameter(&error.path().to_string(), error.inner().to_string()))?;
-    Ok(ExportRequest { table, spec })
+    Ok(ExportRequest { table, spec, partition, overwrite })
 }
 
 /// The export of that id.

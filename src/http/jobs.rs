@@ -19,6 +19,9 @@ use super::problem::Problem;
 use super::{Http, exports};
 use crate::db::jobs::{self, Job};
 use crate::error::{Error, Result};
+use crate::jobs::Work;
+use crate::labkey::report::DatasetReport;
+use crate::lake;
 
 /// How often a stream of events looks for news.
 const LOOK: Duration = Duration::from_millis(500);
@@ -27,7 +30,8 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = JobProgress)]
 pub struct ProgressBody {
-    /// What it is doing: `snapshot`, `reading`, `manifest`, `done`; of a sync `check`, `reconcile`, `deliver`, `done`.
+    /// What it is doing: `snapshot`, `reading`, `manifest`, `done`; of a sync `check`, `reconcile`, `deliver`, `done`; of a
+    /// partitioned dataset `comparing`, `writing`, `catalogue`, `waiting for readers`, `done`.
     #[schema(required, example = "reading")]
     phase: Option<String>,
     /// Rows read.
@@ -73,6 +77,27 @@ impl JobStatus {
     }
 }
 
+/// What a job has to tell.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+#[serde(untagged)]
+#[schema(as = JobReport)]
+pub enum Report {
+    /// A sync with LabKey.
+    Sync(Box<DatasetReport>),
+    /// A run of a partitioned dataset.
+    Lake(lake::Report),
+}
+
+impl Report {
+    fn of(kind: &str, told: Value) -> Option<Self> {
+        match kind {
+            Work::LAKE => serde_json::from_value(told).ok().map(Self::Lake),
+            Work::LABKEY_SYNC => serde_json::from_value(told).ok().map(Self::Sync),
+            _ => None,
+        }
+    }
+}
+
 /// A job.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 #[schema(as = Job)]
@@ -101,9 +126,9 @@ pub struct JobBody {
     /// Why the last attempt failed.
     #[schema(required)]
     error: Option<String>,
-    /// What a sync with LabKey did, once it has ended.
+    /// What a sync with LabKey did, once it has ended; what a run of a partitioned dataset did.
     #[schema(required)]
-    report: Option<crate::labkey::report::DatasetReport>,
+    report: Option<Report>,
     /// When it was made.
     created_at: DateTime<Utc>,
     /// When it was first begun.
@@ -226,13 +251,13 @@ async fn body(http: &Http, job: Job) -> Result<JobBody> {
             total_rows,
             percent,
         },
+        report: job.report.and_then(|told| Report::of(&job.kind, told)),
         kind: job.kind,
         status: job.state,
         attempt: job.attempt,
         max_attempts: job.max_attempts,
         cancel_requested: job.cancel_requested,
         error: job.error,
-        report: job.report.and_then(|report| serde_json::from_value(report).ok()),
         created_at: job.created_at,
         started_at: job.started_at,
         finished_at: job.finished_at,

@@ -3,6 +3,7 @@
 
 mod export;
 pub mod extract;
+pub mod lake;
 pub mod notice;
 pub mod retention;
 pub mod schedule;
@@ -43,6 +44,8 @@ pub enum Work {
     },
     /// Tell a webhook something.
     Notice(notice::Notice),
+    /// Bring a partitioned dataset up to date.
+    Lake(Box<lake::LakeRun>),
     /// Deliver to LabKey what is pending.
     LabkeySync {
         /// Of which dataset.
@@ -54,7 +57,7 @@ pub enum Work {
 const SYNC_ATTEMPTS: i32 = 5;
 
 /// What one worker does: work that takes time, deliveries, and what must not wait for either.
-pub const EXPORTS: &[&str] = &[Work::EXPORT, Work::EXTRACT];
+pub const EXPORTS: &[&str] = &[Work::EXPORT, Work::EXTRACT, Work::LAKE];
 /// See [`EXPORTS`].
 pub const SYNCS: &[&str] = &[Work::LABKEY_SYNC];
 /// See [`EXPORTS`].
@@ -67,6 +70,8 @@ impl Work {
     pub const EXTRACT: &str = "extract";
     /// What a notice is called among jobs.
     pub const NOTICE: &str = "notice";
+    /// What a run of a partitioned dataset is called among jobs.
+    pub const LAKE: &str = "lake";
     /// What a delivery to LabKey is called among jobs.
     pub const LABKEY_SYNC: &str = "labkey_sync";
 
@@ -75,6 +80,7 @@ impl Work {
             Self::Export { .. } => Self::EXPORT,
             Self::Extract { .. } => Self::EXTRACT,
             Self::Notice(_) => Self::NOTICE,
+            Self::Lake(_) => Self::LAKE,
             Self::LabkeySync { .. } => Self::LABKEY_SYNC,
         }
     }
@@ -146,20 +152,29 @@ pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewE
 /// A database out of reach.
 pub async fn enqueue_sync(connection: &mut PgConnection, dataset: &str) -> Result<(Job, bool)> {
     let work = Work::LabkeySync { dataset: dataset.to_owned() };
-    let payload = stored(&work)?;
-    let key = format!("labkey_sync:{dataset}");
+    enqueue_alone(connection, &work, &format!("labkey_sync:{dataset}"), SYNC_ATTEMPTS).await
+}
+
+/// Makes a job of which only one waits or runs: a new one, or that one. Says whether it is new.
+async fn enqueue_alone(
+    connection: &mut PgConnection,
+    work: &Work,
+    key: &str,
+    max_attempts: i32,
+) -> Result<(Job, bool)> {
+    let payload = stored(work)?;
     loop {
         let job = NewJob {
             id: Uuid::now_v7(),
             kind: work.kind(),
             payload: payload.clone(),
-            max_attempts: SYNC_ATTEMPTS,
+            max_attempts,
             dedupe_key: None,
-            alone_key: Some(&key),
+            alone_key: Some(key),
         };
         let is_new = jobs::enqueue(connection, &job).await?;
         // None when it has ended between the two statements.
-        if let Some(job) = jobs::unfinished(connection, &key).await? {
+        if let Some(job) = jobs::unfinished(connection, key).await? {
             return Ok((job, is_new));
         }
     }

@@ -1,4 +1,4 @@
-//! What starts by itself: exports and extracts by cron, in each schedule's own time zone, and syncs with LabKey; once over
+//! What starts by itself: exports, partitioned datasets and extracts by cron, in each schedule's own time zone, and syncs with LabKey; once over
 //! all replicas.
 
 use std::collections::HashMap;
@@ -10,9 +10,11 @@ use croner::parser::Seconds;
 use tokio_cron_scheduler::{Job as Tick, JobScheduler, JobSchedulerError};
 
 use super::extract::config::ExtractConfig;
+use super::lake::LakeRun;
 use super::timing::Timing;
-use super::{NewExport, enqueue_export, enqueue_sync, extract, retention, sync};
+use super::{NewExport, enqueue_export, enqueue_sync, extract, lake, retention, sync};
 use crate::app::App;
+use crate::config::Partitioning;
 use crate::dataset::Dataset;
 use crate::db::{extracts, labkey, schedules, submissions};
 use crate::error::{Error, Result};
@@ -46,6 +48,7 @@ enum Action {
         /// Whether it is left out while the dataset is empty.
         only_with_rows: bool,
     },
+    Lake(LakeRun),
     LabkeySync,
 }
 
@@ -55,8 +58,41 @@ enum Action {
 /// An unknown dataset, an expression or a time zone that is none, a form that cannot be had.
 pub fn all(app: &App) -> Result<Vec<Schedule>> {
     let mut schedules = exports(app)?;
+    schedules.extend(lakes(app)?);
     schedules.extend(syncs(app)?);
     Ok(schedules)
+}
+
+/// The partitioned datasets that have no schedule of their own.
+fn lakes(app: &App) -> Result<Vec<Schedule>> {
+    let config = &app.config.lake;
+    let Some(cron) = &config.cron else { return Ok(Vec::new()) };
+    let owned = |name: &str| {
+        let mut own = app.config.export.schedules.iter();
+        own.any(|own| own.dataset == name && own.partition.is_some())
+    };
+    let partitioning = Partitioning { temporal: Some(config.temporal), ..Partitioning::default() };
+    let schedule =
+        |dataset: &Arc<Dataset>| lake(app, dataset, (cron, &config.timezone), ExportSpec::default(), &partitioning);
+    let schedules = app.datasets.iter().filter(|dataset| !owned(&dataset.name)).map(schedule);
+    schedules.collect::<Result<_, String>>().map_err(|reason| Error::Environment(format!("lake: {reason}")))
+}
+
+fn lake(
+    app: &App,
+    dataset: &Arc<Dataset>,
+    (cron, zone): (&str, &str),
+    spec: ExportSpec,
+    partitioning: &Partitioning,
+) -> Result<Schedule, String> {
+    let run = LakeRun { dataset: dataset.name.clone(), spec, partitioning: partitioning.clone(), overwrite: false };
+    run.wish(app).map_err(|error| error.to_string())?;
+    Ok(Schedule {
+        name: format!("lake:{}:{cron}:{zone}", dataset.name),
+        dataset: Arc::clone(dataset),
+        timing: Timing::parse(cron, Some(zone), Seconds::Required)?,
+        action: Action::Lake(run),
+    })
 }
 
 fn syncs(app: &App) -> Result<Vec<Schedule>> {
@@ -87,6 +123,10 @@ fn exports(app: &App) -> Result<Vec<Schedule>> {
             compression_level: own.compression_level,
             ..ExportSpec::default()
         };
+        if let Some(partitioning) = &own.partition {
+            schedules.push(lake(app, dataset, (&own.cron, zone), spec, partitioning).map_err(wrong)?);
+            continue;
+        }
         spec.plan(dataset, (config.compression, config.compression_level)).map_err(|error| wrong(error.to_string()))?;
         schedules.push(Schedule {
             name: format!("export:{}:{}:{zone}:{}", own.dataset, own.cron, own.format.as_str()),
@@ -101,7 +141,10 @@ fn exports(app: &App) -> Result<Vec<Schedule>> {
         });
     }
     let Some(cron) = config.interval_cron().map_err(Error::Environment)? else { return Ok(schedules) };
-    let is_free = |dataset: &&Arc<Dataset>| config.schedules.iter().all(|own| own.dataset != dataset.name);
+    let is_free = |dataset: &&Arc<Dataset>| {
+        let mut own = config.schedules.iter().filter(|own| own.partition.is_none());
+        own.all(|own| own.dataset != dataset.name)
+    };
     for dataset in app.datasets.iter().filter(is_free) {
         schedules.push(Schedule {
             name: format!("export:{}:{cron}:UTC", dataset.name),
@@ -261,6 +304,12 @@ impl Schedule {
                     dedupe_key: Some(&key),
                 };
                 Some(enqueue_export(app, connection, &new).await?)
+            }
+            Action::Lake(run) => {
+                match submissions::any(connection, dataset).await? || lake::is_begun(app, dataset).await? {
+                    true => Some(lake::enqueue(app, connection, run.clone()).await?),
+                    false => None,
+                }
             }
             Action::LabkeySync => {
                 let since = app.labkey.as_ref().and_then(|labkey| labkey.since);

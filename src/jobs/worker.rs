@@ -7,7 +7,7 @@ use futures_util::future::{Either, select};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{EXPORTS, NOTICES, SYNCS, Work, clean_up, ended, export, extract, notice, sync, work_of};
+use super::{EXPORTS, NOTICES, SYNCS, Work, clean_up, ended, export, extract, lake, notice, sync, work_of};
 use crate::app::App;
 use crate::db::jobs::{self, Beat, Job, Lease};
 use crate::error::{Error, Result};
@@ -168,6 +168,7 @@ async fn run(app: &App, job: &Job, lease: &Lease, give_back: &CancellationToken)
             }
             Work::Extract { run_id } => extract::run(app, lease, &run_id).await,
             Work::Notice(notice) => notice::run(app, lease, &notice).await,
+            Work::Lake(wish) => lake::run(app, lease, &wish).await,
             Work::LabkeySync { dataset } => sync::run(app, lease, &dataset).await,
         }
     });

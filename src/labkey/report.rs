@@ -11,7 +11,6 @@ const ERRORS: usize = 20;
 
 /// What a sync did for one dataset.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(default)]
 #[schema(as = LabkeyDatasetReport)]
 pub struct DatasetReport {
     /// The dataset's name.

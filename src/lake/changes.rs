@@ -124,21 +124,21 @@ pub fn compare(
     temporal: Option<Temporal>,
     choice: &Choice,
 ) -> (Vec<Task>, usize) {
-    let mut now: BTreeMap<Option<DateTime<Utc>>, (Option<Span>, Vec<Visible>)> = BTreeMap::new();
+    let mut now: BTreeMap<Option<Span>, Vec<Visible>> = BTreeMap::new();
     for submission in visible {
         let span = temporal.map(|temporal| Span::of(temporal.0, submission.created_at));
-        now.entry(span.map(|span| span.start)).or_insert((span, Vec::new())).1.push(*submission);
+        now.entry(span).or_default().push(*submission);
     }
     let held: HashMap<&str, &Partition> =
         manifest.partitions.iter().map(|partition| (partition.path.as_str(), partition)).collect();
     // Partitions of which the database has nothing any more.
     for partition in &manifest.partitions {
         let span = partition.start.zip(partition.end).map(|(start, end)| Span { start, end });
-        now.entry(span.map(|span| span.start)).or_insert((span, Vec::new()));
+        now.entry(span).or_default();
     }
     let mut unchanged = 0;
     let mut tasks = Vec::new();
-    for (span, all) in now.into_values() {
+    for (span, all) in now {
         if span.is_some_and(|span| !span.overlaps(choice.from, choice.to)) {
             continue;
         }

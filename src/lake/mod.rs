@@ -19,7 +19,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use futures_util::stream;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 
 use crate::config::{ExportConfig, Format, Partitioning};
@@ -141,6 +141,36 @@ pub struct Done {
     pub files: Vec<File>,
 }
 
+/// A run in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = LakeReport)]
+pub struct Report {
+    /// The dataset's name.
+    #[schema(example = "gottcha2")]
+    pub dataset: String,
+    /// Partitions that were changed.
+    #[schema(example = 1)]
+    pub partitions: usize,
+    /// Partitions that held what they should.
+    #[schema(example = 399)]
+    pub unchanged: usize,
+    /// Files that were written.
+    #[schema(example = 1)]
+    pub files: usize,
+    /// Their rows.
+    #[schema(example = 25_000)]
+    pub rows: u64,
+    /// Their bytes.
+    #[schema(example = 1_203_114)]
+    pub bytes: u64,
+    /// Files that were replaced.
+    #[schema(example = 0)]
+    pub replaced: usize,
+    /// The manifest, which names all files of the dataset, in the storage of exports.
+    #[schema(example = "lake/gottcha2/_manifest.json")]
+    pub manifest: String,
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
@@ -152,6 +182,24 @@ pub struct Outcome {
     pub unchanged: usize,
     /// Files that were replaced.
     pub replaced: usize,
+}
+
+impl Outcome {
+    /// The run in numbers.
+    #[must_use]
+    pub fn report(&self, place: &Place<'_>) -> Report {
+        let files = self.partitions.iter().map(|done| done.files.len()).sum();
+        Report {
+            dataset: self.dataset.clone(),
+            partitions: self.partitions.len(),
+            unchanged: self.unchanged,
+            files,
+            rows: self.partitions.iter().map(|done| done.rows).sum(),
+            bytes: self.partitions.iter().map(|done| done.bytes).sum(),
+            replaced: self.replaced,
+            manifest: place.name(&format!("{}/{}", self.dataset, manifest::FILE)),
+        }
+    }
 }
 
 /// Tells what a run would do, and writes nothing.
@@ -188,8 +236,7 @@ pub async fn run(
 ) -> Result<Outcome> {
     let lock = place.lock(pool, &wish.dataset().name, lease).await?;
     let (manifest, found) = place.manifest(pool, wish).await?;
-    let mut run = Run { pool, config, wish, place, lease, lock, manifest, unsaved: Vec::new(), is_begun: false };
-    run.is_begun = matches!(found, Found::Ours);
+    let mut run = Run { pool, config, wish, place, lease, lock, manifest, unsaved: Vec::new(), is_marked: false };
     let outcome = run.bring_up_to_date(found).await;
     if outcome.is_err()
         && let Err(error) = run.clean_up().await
@@ -212,28 +259,29 @@ struct Run<'r> {
     manifest: Manifest,
     /// Files that are written, and that the manifest in the storage does not name yet.
     unsaved: Vec<String>,
-    /// Whether a manifest with the same form lies in the storage.
-    is_begun: bool,
+    /// Whether the manifest in the storage is an empty one that this run has put there.
+    is_marked: bool,
 }
 
 impl Run<'_> {
     async fn bring_up_to_date(&mut self, found: Found) -> Result<Outcome> {
         let (wish, progress) = (self.wish, &self.lease.progress);
         progress.enter("comparing");
-        let swept = match found {
+        let is_outdated = match found {
             Found::Ours => {
                 self.place.sweep(&self.manifest).await?;
                 self.drop_retired().await?
             }
             Found::Empty => {
                 // From here on, whatever lies there is ours.
+                self.is_marked = true;
                 self.place.save(&self.manifest).await?;
-                false
+                true
             }
             Found::Foreign(files) => {
                 let now = Utc::now();
                 self.manifest.retired.extend(files.into_iter().map(|path| Retired { path, at: now }));
-                false
+                true
             }
         };
         let snapshot = Snapshot::take(self.pool).await?;
@@ -250,7 +298,7 @@ impl Run<'_> {
         let partitions = self.carry_out(&writing, tasks).await?;
         drop(writing);
         let columns = manifest::columns(&wish.plan);
-        if swept || !partitions.is_empty() || !self.is_begun || self.manifest.columns != columns {
+        if is_outdated || !partitions.is_empty() || self.manifest.columns != columns {
             self.manifest.columns = columns;
             self.manifest.snapshot_at = Some(taken_at);
             self.switch().await?;
@@ -303,7 +351,7 @@ impl Run<'_> {
         self.lock.check().await?;
         self.place.save(&self.manifest).await?;
         self.unsaved.clear();
-        self.is_begun = true;
+        self.is_marked = false;
         Ok(())
     }
 
@@ -339,7 +387,7 @@ impl Run<'_> {
         for path in &self.unsaved {
             self.place.delete(dataset, path).await?;
         }
-        if !self.is_begun {
+        if self.is_marked {
             self.place.forget(dataset).await?;
         }
         Ok(())

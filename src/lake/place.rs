@@ -26,6 +26,9 @@ pub const RUN_DIGITS: usize = 12;
 /// The name of the key that tells this database from others.
 const SOURCE: &str = "lake";
 
+/// Why files without a manifest are not touched.
+const STRANGE: &str = "holds files that this dataset did not write";
+
 /// A folder with a folder for each dataset.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'p> {
@@ -99,14 +102,14 @@ impl Place<'_> {
             Ok(Some(held)) if held.dataset != *dataset => "holds another dataset",
             Ok(Some(held)) if !wish.fits(&held) => "is cut in another way, or of another format",
             Ok(Some(held)) => return Ok((held, Found::Ours)),
-            Ok(None) => "holds files that this dataset did not write",
+            Ok(None) => STRANGE,
             Err(error @ Error::Environment(_)) if !overwrite => return Err(error),
             Err(Error::Environment(_)) => "holds a manifest that cannot be read",
             Err(error) => return Err(error),
         };
         let mut files = self.files(dataset).await?;
         files.retain(|file| file != FILE);
-        if files.is_empty() && (overwrite || why.ends_with("did not write")) {
+        if files.is_empty() && why == STRANGE {
             return Ok((new, Found::Empty));
         }
         if !overwrite {

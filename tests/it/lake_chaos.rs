@@ -43,7 +43,7 @@ async fn client(app: &TestApp, number: u64, is_over: &AtomicBool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_clients_that_store_replace_and_remove_end_in_files_that_equal_the_table() {
-    let app = Arc::new(TestApp::with(&[("export.batch_size", "1000"), ("database.max_connections", "16")]).await);
+    let app = Arc::new(TestApp::with(&[("export.batch_size", "1000")]).await);
     let lakes = [Lake::new(&json!({"temporal": "year,month,day,hour,minute"})), Lake::new(&json!({"by": ["level"]}))];
     let is_over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..8)

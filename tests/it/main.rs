@@ -26,6 +26,8 @@ mod labkey_server;
 mod labkey_stand_in;
 mod lake;
 mod lake_chaos;
+mod lake_jobs;
+mod lake_readers;
 mod large;
 mod notices;
 mod openapi;

@@ -15,7 +15,7 @@ fn time(text: &str) -> DateTime<Utc> {
 
 /// Exports and when their tick was.
 async fn ticks(app: &TestApp) -> Vec<String> {
-    let keys = sqlx::query_scalar("SELECT split_part(dedupe_key, '@', 2) FROM jobs ORDER BY id");
+    let keys = sqlx::query_scalar("SELECT split_part(dedupe_key, '@', 2) FROM jobs WHERE kind = 'export' ORDER BY id");
     keys.fetch_all(&app.pool).await.expect("jobs")
 }
 

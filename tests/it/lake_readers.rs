@@ -1,0 +1,65 @@
+//! Partitioned datasets read by DuckDB, Polars, pyarrow and Spark, files from before a column existed among them.
+
+use nvd_support_car::app::App;
+use nvd_support_car::config::{Config, Partitioning};
+use nvd_support_car::db::jobs::Lease;
+use nvd_support_car::export::spec::ExportSpec;
+use nvd_support_car::lake::{self, Place, Wish};
+use nvd_support_car::storage::Storage;
+use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+use crate::app::TestApp;
+use crate::python;
+
+const BEFORE: &str = "name = 'hits'\ntable = 'hits'\ntitle = 'Hits'\ndescription = 'Hits of a sample'\n\
+    [[columns]]\nname = 'sample_id'\nkind = 'text'\nrequired = true\ndescription = 'x'\n\
+    [[columns]]\nname = 'taxid'\nkind = 'text'\ndescription = 'x'\n\
+    [[columns]]\nname = 'name'\nkind = 'text'\ndescription = 'x'\n\
+    [[columns]]\nname = 'read_count'\nkind = 'int'\ndescription = 'x'\n";
+const COLUMN: &str = "[[columns]]\nname = 'note'\nkind = 'text'\ndescription = 'x'\n";
+
+async fn store(app: &TestApp, sample: &str, day: &str, note: Option<&str>) {
+    let mut record = json!({"sample_id": sample, "taxid": "3052462", "name": "Orthoebolavirus", "read_count": 513});
+    if let Some(note) = note {
+        record["note"] = note.into();
+    }
+    let receipt: Value = app.store("/ingest/hits", format!("{record}\n").repeat(100)).await;
+    for (table, id) in [("submissions", "id"), ("hits", "submission_id")] {
+        let sql =
+            format!("UPDATE {table} SET created_at = '{day}T12:00:00Z' WHERE {id} = {}", receipt["submission_id"]);
+        sqlx::query(AssertSqlSafe(sql)).execute(&app.pool).await.expect("update");
+    }
+}
+
+async fn run(app: &App, storage: &Storage) {
+    let partitioning: Partitioning =
+        serde_json::from_value(json!({"temporal": "year,month,day"})).expect("partitioning");
+    let dataset = app.datasets.get("hits").expect("dataset");
+    let wish = Wish::new(dataset, &ExportSpec::default(), &partitioning, false, &app.config.export).expect("wish");
+    let place = Place { storage, folder: "", datasets: app.datasets.names() };
+    lake::run(&app.pool, &app.config.export, &wish, &place, &Lease::new(Uuid::now_v7(), 1)).await.expect("run");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs NVD_PYTHON: a Python with what tests/python.txt names; .ci/run has one"]
+async fn readers_of_others_find_every_row_and_null_where_a_column_did_not_exist_yet() {
+    let (before, after) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    std::fs::write(before.path().join("hits.toml"), BEFORE).expect("definition");
+    std::fs::write(after.path().join("hits.toml"), format!("{BEFORE}{COLUMN}")).expect("definition");
+    let app = TestApp::with(&[("datasets.dir", after.path().to_str().expect("UTF-8"))]).await;
+    let lake = tempfile::tempdir().expect("folder");
+    let storage = Storage::open(lake.path().to_str().expect("UTF-8")).expect("storage");
+    let exports = ("export.storage".to_owned(), app.exports().display().to_string());
+    let dir = ("datasets.dir".to_owned(), before.path().display().to_string());
+    let config = Config::load(None, [], &[exports, dir]).expect("configuration");
+    let earlier = App::new(config, &app.database_url()).expect("app");
+    store(&app, "S1", "2024-02-29", None).await;
+    store(&app, "S2", "2026-11-01", None).await;
+    run(&earlier, &storage).await;
+    earlier.pool.close().await;
+    store(&app, "S3", "2026-11-20", Some("seen twice")).await;
+    run(&app.app, &storage).await;
+    python::run("lake_readers.py", &[lake.path().to_str().expect("UTF-8"), "300", "153900", "200"]).await;
+}
