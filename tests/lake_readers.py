@@ -29,7 +29,7 @@ counted = "SELECT count(*), sum(read_count)::BIGINT, count(*) FILTER (note IS NU
 check("duckdb", *connection.execute(counted).fetchone())
 days = connection.execute("SELECT DISTINCT make_date(year, month, day) FROM hits").fetchall()
 assert len(days) == len({path.parent for path in data.rglob("*.parquet")}), days
-for query in (folder / "queries.sql").read_text().split(";"):
+for query in connection.extract_statements((folder / "queries.sql").read_text()):
     connection.execute(query)
 assert connection.execute("SELECT count(*) FROM hits_top_taxa('S1')").fetchone() == (1,)
 assert connection.execute("SELECT sum(rows)::BIGINT FROM hits_per_day()").fetchone() == expected[:1]

@@ -8,4 +8,6 @@ pub async fn run(program: &str, arguments: &[&str]) {
     command.arg(format!("{}/tests/{program}", env!("CARGO_MANIFEST_DIR"))).args(arguments);
     let output = tokio::task::spawn_blocking(move || command.output()).await.expect("task").expect("Python");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Which tools have read, and which were left out and why.
+    print!("{}", String::from_utf8_lossy(&output.stdout));
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::app::{RECORD, TestApp, eventually, gzip};
 use crate::exports::files_below;
 use crate::extracts::create;
+use crate::lake::{files_of, rows_of, stored_rows};
 use crate::s3_server::S3;
 
 /// The objects of the bucket.
@@ -105,4 +106,28 @@ async fn wrong_credentials_are_found_at_the_start_and_say_which_step_failed() {
     let error = app.app.storage.check().await.expect_err("a refusal").to_string();
     assert!(error.contains("s3://lab/exports") && error.contains("writing failed"), "{error}");
     assert!(!error.contains("secret_access_key"), "{error}");
+}
+
+#[tokio::test]
+async fn a_partitioned_dataset_lies_in_a_bucket_as_it_does_in_a_folder() {
+    let s3 = S3::start().await;
+    let app = TestApp::with(&[("export.storage", &s3.url("secret")), ("lake.grace", "0s")]).await;
+    let put = async |rows: usize| {
+        let path = "/ingest/gottcha2/one?on_conflict=replace&run_id=a%2Fb%3Dc%25";
+        let answer = app.request("PUT", path).body(format!("{RECORD}\n").repeat(rows)).send().await.expect("answer");
+        assert_eq!(answer.status(), 200);
+    };
+    let lake = s3.folder.path().join("lab/exports/lake");
+    let mut held = Vec::new();
+    for rows in [10, 10, 7] {
+        put(rows).await;
+        let request = json!({"table": "gottcha2", "partition": {"temporal": "year", "by": ["run_id"]}});
+        let made = app.trigger(request).await;
+        let job = app.finished(made["job_id"].as_str().expect("job")).await;
+        assert_eq!(job["status"], "completed", "{job}");
+        assert_eq!(rows_of(&lake), stored_rows(&app).await);
+        held.push(files_of(&lake));
+    }
+    assert!(held[0] == held[1], "a run without changes changed a byte");
+    assert!(held[2].keys().any(|path| path.contains("/run_id=a%2Fb%3Dc%25/gottcha2_")), "{:?}", held[2].keys());
 }
