@@ -2,19 +2,101 @@
 //!
 //! Source: <https://www.postgresql.org/docs/current/sql-copy.html>, "Binary Format".
 
-use crate::dataset::{Cell, Row};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::dataset::{Cell, Dataset, Row};
+use crate::error::Error;
+
+/// COPY bytes that travel together: below what the allocator asks the kernel for anew each time.
+const BATCH: usize = 32 * 1024;
 
 /// The signature, no flags, no header extension.
-pub const HEADER: &[u8; 19] = b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
+const HEADER: &[u8; 19] = b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
 
 /// The end of the data: a field count of -1.
-pub const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
+const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
 
 /// Microseconds from 1970-01-01, where Unix begins to count, to 2000-01-01, where PostgreSQL does.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
+/// Bytes of one COPY, which carries some columns of the dataset.
+///
+/// A body is one COPY as a rule. It becomes several when a later row brings a column that no row before it had: leaving
+/// out columns that a body never fills saves PostgreSQL from reading a null for each of them in every row.
+#[derive(Debug)]
+pub struct Batch {
+    /// Positions of the columns. Batches of one COPY share one list, and the next list begins the next COPY.
+    pub columns: Arc<[usize]>,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// Writes the rows of a submission as COPYs, and hands their bytes to `send` until it answers false.
+pub struct Batches<F> {
+    submission: i64,
+    /// The columns of the current COPY, as positions and as flags.
+    columns: Arc<[usize]>,
+    carried: Vec<bool>,
+    batch: Vec<u8>,
+    send: F,
+}
+
+impl<F: FnMut(Batch) -> bool> Batches<F> {
+    /// A COPY without rows.
+    pub fn new(submission: i64, dataset: &Dataset, send: F) -> Self {
+        let carried = vec![false; dataset.columns.len()];
+        Self { submission, columns: Arc::default(), carried, batch: HEADER.to_vec(), send }
+    }
+
+    /// Writes a row; `number` counts from 1.
+    ///
+    /// # Errors
+    /// Nobody takes the bytes any more, or there are more rows than an ordinal holds.
+    pub fn write(&mut self, number: u64, row: &Row<'_>) -> Result<(), Error> {
+        let ordinal = i32::try_from(number).map_err(|_| Error::Internal("more rows than an ordinal holds".into()))?;
+        let brings_column = row.cells.iter().zip(&self.carried).any(|(cell, carried)| !carried && !cell.is_empty());
+        if brings_column {
+            self.begin_copy(number, row)?;
+        }
+        write_row(&mut self.batch, self.submission, ordinal, row, &self.columns);
+        if self.batch.len() >= BATCH { self.flush() } else { Ok(()) }
+    }
+
+    /// Ends the current COPY, if it has rows, and begins one that also carries the columns that this row speaks of.
+    fn begin_copy(&mut self, number: u64, row: &Row<'_>) -> Result<(), Error> {
+        if number > 1 {
+            self.batch.extend_from_slice(&TRAILER);
+            self.flush()?;
+            self.batch.extend_from_slice(HEADER);
+        }
+        for (carried, cell) in self.carried.iter_mut().zip(&row.cells) {
+            *carried |= *cell != Cell::Absent;
+        }
+        self.columns =
+            self.carried.iter().enumerate().filter(|(_, carried)| **carried).map(|(position, _)| position).collect();
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        let bytes = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH + BATCH / 8));
+        let batch = Batch { columns: Arc::clone(&self.columns), bytes: bytes.into() };
+        if (self.send)(batch) { Ok(()) } else { Err(Error::Internal("the COPY ended before the body".into())) }
+    }
+
+    /// Ends the last COPY.
+    ///
+    /// # Errors
+    /// Nobody takes the bytes any more.
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.batch.extend_from_slice(&TRAILER);
+        self.flush()
+    }
+}
+
 /// Appends one row of a submission to `out`: submission, ordinal, the cells at `columns`, extra.
-pub fn write_row(out: &mut Vec<u8>, submission: i64, ordinal: i32, row: &Row<'_>, columns: &[usize]) {
+fn write_row(out: &mut Vec<u8>, submission: i64, ordinal: i32, row: &Row<'_>, columns: &[usize]) {
     // A table has at most 1,600 columns, which an i16 holds.
     #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "at most 1,600 columns")]
     let fields = (columns.len() + 3) as i16;
@@ -64,7 +146,7 @@ fn write_jsonb(out: &mut Vec<u8>, text: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// The unknown fields as one JSON object.
-fn write_object(out: &mut Vec<u8>, row: &Row<'_>) {
+pub fn write_object(out: &mut Vec<u8>, row: &Row<'_>) {
     let mut separator = b'{';
     for (name, value) in &row.extra {
         out.push(separator);

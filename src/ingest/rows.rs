@@ -1,24 +1,20 @@
-//! The lines of a body into COPY batches: the work of one blocking thread, beside the COPY itself.
+//! The lines of a body into rows, and these into COPY batches: the work of one blocking thread, beside the COPY itself.
 
 use std::io::Read;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::copy;
+use super::copy::{Batch, Batches};
 use super::decode::{Decoder, Limits};
 use super::format::Format;
 use crate::dataset::params::Params;
 use crate::dataset::{Cell, Dataset, Fault, Row, json, tsv};
 use crate::error::Error;
 
-/// COPY bytes that travel together: below what the allocator asks the kernel for anew each time.
-const BATCH: usize = 32 * 1024;
-
 /// Faults that are reported; reading stops at the last of them.
 pub const MAX_FAULTS: usize = 20;
 
 /// What a decoding thread needs to know.
+#[derive(Clone)]
 pub struct Job {
     /// Whose rows these are.
     pub dataset: Arc<Dataset>,
@@ -32,18 +28,6 @@ pub struct Job {
     pub limits: Limits,
     /// Rows of one body.
     pub max_rows: u64,
-}
-
-/// Bytes of one COPY, which carries some columns of the dataset.
-///
-/// A body is one COPY as a rule. It becomes several when a later row brings a column that no row before it had: leaving
-/// out columns that a body never fills saves PostgreSQL from reading a null for each of them in every row.
-#[derive(Debug)]
-pub struct Batch {
-    /// Positions of the columns. Batches of one COPY share one list, and the next list begins the next COPY.
-    pub columns: Arc<[usize]>,
-    /// The bytes.
-    pub bytes: Bytes,
 }
 
 /// What a body turned out to hold.
@@ -67,11 +51,26 @@ pub struct Summary {
 /// # Errors
 /// The first fault of the body, or up to [`MAX_FAULTS`] faults of its rows.
 pub fn decode(job: &Job, magic: &[u8], body: impl Read, send: impl FnMut(Batch) -> bool) -> Result<Summary, Error> {
-    let mut decoder = Decoder::new(magic, body, job.limits)?;
-    let mut rows = Rows::new(job, send);
+    let mut copies = Batches::new(job.submission, &job.dataset, send);
+    let decoder = Decoder::new(magic, body, job.limits)?;
+    let summary = read(job, decoder, |number, row| copies.write(number, row))?;
+    copies.finish()?;
+    Ok(summary)
+}
+
+/// Parses and checks a whole body, and hands each row with its number to `store`. After a fault no row is handed over.
+///
+/// # Errors
+/// What `store` says, or the faults of the body as with [`decode`].
+pub fn read(
+    job: &Job,
+    mut decoder: Decoder<impl Read>,
+    store: impl FnMut(u64, &Row<'_>) -> Result<(), Error>,
+) -> Result<Summary, Error> {
+    let mut rows = Rows::new(job, store);
     while let Some((first_line, text)) = decoder.next_block()? {
         rows.block(first_line, text)?;
-        if rows.faults.len() >= MAX_FAULTS {
+        if rows.is_hopeless() {
             break;
         }
     }
@@ -85,29 +84,24 @@ enum Parser {
     Tsv(tsv::Header),
 }
 
-struct Rows<'j, F> {
+/// Reads rows from lines, and hands each with its number to `store`.
+pub struct Rows<'j, S> {
     job: &'j Job,
     parser: Option<Parser>,
-    /// The columns of the current COPY, as positions and as flags.
-    columns: Arc<[usize]>,
-    carried: Vec<bool>,
-    batch: Vec<u8>,
-    send: F,
+    store: S,
     rows: u64,
     faults: Vec<Fault>,
     sample_id: Shared,
     run_id: Shared,
 }
 
-impl<'j, F: FnMut(Batch) -> bool> Rows<'j, F> {
-    fn new(job: &'j Job, send: F) -> Self {
+impl<'j, S: FnMut(u64, &Row<'_>) -> Result<(), Error>> Rows<'j, S> {
+    /// A reader that has seen nothing yet.
+    pub fn new(job: &'j Job, store: S) -> Self {
         Self {
             job,
             parser: None,
-            columns: Arc::default(),
-            carried: vec![false; job.dataset.columns.len()],
-            batch: copy::HEADER.to_vec(),
-            send,
+            store,
             rows: 0,
             faults: Vec::new(),
             sample_id: Shared::of(&job.dataset, "sample_id"),
@@ -115,8 +109,22 @@ impl<'j, F: FnMut(Batch) -> bool> Rows<'j, F> {
         }
     }
 
-    /// Reads the lines of one block.
-    fn block(&mut self, first_line: u64, text: &str) -> Result<(), Error> {
+    /// Whether there are as many faults as are reported.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        self.faults.len() >= MAX_FAULTS
+    }
+
+    /// Notes a fault that somebody else has found.
+    pub fn refuse(&mut self, fault: Fault) {
+        self.faults.push(fault);
+    }
+
+    /// Reads the lines of one block, up to the last fault that is reported.
+    ///
+    /// # Errors
+    /// What ends the reading at once; faults of rows are told at the end.
+    pub fn block(&mut self, first_line: u64, text: &str) -> Result<(), Error> {
         let mut row = Row::new(&self.job.dataset);
         let mut start = 0;
         for (index, end) in line_ends(text).enumerate() {
@@ -131,7 +139,7 @@ impl<'j, F: FnMut(Batch) -> bool> Rows<'j, F> {
             }
             if let Err(fault) = self.line(line, first_line + index as u64, &mut row)? {
                 self.faults.push(fault);
-                if self.faults.len() >= MAX_FAULTS {
+                if self.is_hopeless() {
                     return Ok(());
                 }
             }
@@ -195,46 +203,17 @@ impl<'j, F: FnMut(Batch) -> bool> Rows<'j, F> {
         }
         self.sample_id.see(row);
         self.run_id.see(row);
-        if !self.faults.is_empty() {
-            return Ok(());
-        }
-        let ordinal =
-            i32::try_from(self.rows).map_err(|_| Error::Internal("more rows than an ordinal holds".into()))?;
-        let brings_column = row.cells.iter().zip(&self.carried).any(|(cell, carried)| !carried && !cell.is_empty());
-        if brings_column {
-            self.begin_copy(row)?;
-        }
-        copy::write_row(&mut self.batch, self.job.submission, ordinal, row, &self.columns);
-        if self.batch.len() >= BATCH { self.flush() } else { Ok(()) }
+        if self.faults.is_empty() { (self.store)(self.rows, row) } else { Ok(()) }
     }
 
-    /// Ends the current COPY, if it has rows, and begins one that also carries the columns that this row speaks of.
-    fn begin_copy(&mut self, row: &Row<'_>) -> Result<(), Error> {
-        if self.rows > 1 {
-            self.batch.extend_from_slice(&copy::TRAILER);
-            self.flush()?;
-            self.batch.extend_from_slice(copy::HEADER);
-        }
-        for (carried, cell) in self.carried.iter_mut().zip(&row.cells) {
-            *carried |= *cell != Cell::Absent;
-        }
-        self.columns =
-            self.carried.iter().enumerate().filter(|(_, carried)| **carried).map(|(position, _)| position).collect();
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        let bytes = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH + BATCH / 8));
-        let batch = Batch { columns: Arc::clone(&self.columns), bytes: bytes.into() };
-        if (self.send)(batch) { Ok(()) } else { Err(Error::Internal("the COPY ended before the body".into())) }
-    }
-
-    fn finish(mut self, bytes: u64, sha256: [u8; 32]) -> Result<Summary, Error> {
+    /// What was read, of so many bytes with that digest.
+    ///
+    /// # Errors
+    /// The faults of rows.
+    pub fn finish(self, bytes: u64, sha256: [u8; 32]) -> Result<Summary, Error> {
         if !self.faults.is_empty() {
             return Err(Error::Faults(self.faults));
         }
-        self.batch.extend_from_slice(&copy::TRAILER);
-        self.flush()?;
         let given = |name| self.job.params.text(name).map(str::to_owned);
         let (sample_id, run_id) = if self.rows == 0 {
             (given("sample_id"), given("run_id"))

@@ -9,8 +9,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::body::{BodyReader, Part, Turn};
+use super::copy::Batch;
 use super::decode::Limits;
-use super::rows::{self, Batch, Summary};
+use super::rows::{self, Summary};
 use super::{Receipt, Request};
 use crate::app::App;
 use crate::dataset::Fault;
