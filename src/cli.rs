@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and what each command does.
 
+mod convert;
 mod demo;
 mod export;
 mod import;
@@ -67,6 +68,8 @@ enum Command {
     Sending(Sending),
     /// Write a dataset to files, once; or keep partitioned datasets up to date.
     Export(Box<export::Export>),
+    /// Turn files that never went through a service into partitioned datasets; needs no database.
+    Convert(Box<convert::Convert>),
     /// Look at LabKey, and deliver to it.
     #[command(subcommand)]
     Labkey(labkey::LabkeyCommand),
@@ -186,6 +189,11 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
             let config = load(&common, &[])?;
             telemetry::init_logs(&LogConfig { level: "warn".into(), ..config.log.clone() })?;
             print(&export::run(config, &wish).await?)
+        }
+        Command::Convert(wish) => {
+            let config = load(&common, &[])?;
+            telemetry::init_logs(&LogConfig { level: "warn".into(), ..config.log.clone() })?;
+            return convert::run(config, *wish).await;
         }
         Command::Labkey(command) => {
             let config = load(&common, &[])?;

@@ -15,6 +15,7 @@ pub mod storage;
 
 // The handle, and the work that is done with it.
 pub mod app;
+pub mod convert;
 pub mod export;
 pub mod import;
 pub mod ingest;

@@ -12,6 +12,7 @@ use crate::config::Level;
 use crate::dataset::Kind;
 use crate::db::jobs::Lease;
 use crate::error::{Error, Result};
+use crate::export::spec::TIME_COLUMN;
 
 /// The beginning of the README; the datasets follow.
 const README: &str = include_str!("README.md");
@@ -27,6 +28,20 @@ const NAMES: [&str; 4] = ["adjusted_taxid_name", "name", "sscinames", "stitle"];
 pub async fn renew(pool: &PgPool, place: &Place<'_>, lease: &Lease) -> Result<()> {
     // Two datasets may come to their end at once: the later one sees both.
     let mut lock = place.lock(pool, "", lease).await?;
+    let files = files(place, README).await?;
+    lock.check().await?;
+    write(place, files).await
+}
+
+/// The same for a folder that no database knows, and that begins with another text.
+///
+/// # Errors
+/// A storage out of reach.
+pub async fn renew_alone(place: &Place<'_>, readme: &str) -> Result<()> {
+    write(place, files(place, readme).await?).await
+}
+
+async fn files(place: &Place<'_>, readme: &str) -> Result<[(&'static str, String); 4]> {
     let mut manifests = Vec::new();
     for name in place.datasets {
         let manifest = Manifest::load(place.storage, &place.name(name)).await?;
@@ -34,13 +49,15 @@ pub async fn renew(pool: &PgPool, place: &Place<'_>, lease: &Lease) -> Result<()
     }
     let schema = serde_json::to_string_pretty(&schema(&manifests))
         .map_err(|error| Error::Internal(format!("the schema cannot be written: {error}")))?;
-    let files = [
+    Ok([
         ("schema.json", schema + "\n"),
         ("duckdb.sql", duckdb(place, &manifests)),
         ("queries.sql", queries(&manifests)),
-        ("README.md", readme(place, &manifests)),
-    ];
-    lock.check().await?;
+        ("README.md", readme_of(place, readme, &manifests)),
+    ])
+}
+
+async fn write(place: &Place<'_>, files: [(&str, String); 4]) -> Result<()> {
     for (name, text) in files {
         let name = place.name(name);
         if place.storage.get(&name).await?.is_none_or(|held| held != text.as_bytes()) {
@@ -127,24 +144,30 @@ fn macros(manifest: &Manifest) -> String {
     let table = quoted(&manifest.dataset);
     let prefix = &manifest.dataset;
     let samples = if has(manifest, "sample_id") { ", count(DISTINCT sample_id) AS samples" } else { "" };
-    let day = match manifest.partitioning.temporal {
-        Some(temporal) if temporal.0 >= Level::Day => "make_date(year, month, day)",
-        _ => "created_at::DATE",
-    };
-    let mut text = format!(
-        "CREATE OR REPLACE MACRO {prefix}_per_day() AS TABLE\n    SELECT {day} AS stored_on, count(*) AS rows{samples} \
-         FROM {table} GROUP BY stored_on ORDER BY stored_on;\n"
-    );
+    let mut text = day(manifest).map_or_else(String::new, |day| {
+        format!(
+            "CREATE OR REPLACE MACRO {prefix}_per_day() AS TABLE\n    SELECT {day} AS stored_on, count(*) AS rows{samples} \
+             FROM {table} GROUP BY stored_on ORDER BY stored_on;\n"
+        )
+    });
     let Some((taxon, name, hits)) = taxa(manifest) else { return text };
     let level = if has(manifest, "level") { "level, " } else { "" };
+    let first = day(manifest).map_or_else(String::new, |day| format!(", min({day}) AS first_stored_on"));
     text.push_str(&format!(
         "CREATE OR REPLACE MACRO {prefix}_top_taxa(sample) AS TABLE\n    SELECT {level}{taxon} AS taxon, \
          any_value({name}) AS taxon_name, {hits} AS hits FROM {table} WHERE sample_id = sample \
          GROUP BY {level}{taxon} ORDER BY hits DESC;\n\
-         CREATE OR REPLACE MACRO {prefix}_samples_with(wanted) AS TABLE\n    SELECT sample_id, {hits} AS hits, \
-         min(created_at) AS first_stored FROM {table} WHERE {taxon} = wanted GROUP BY sample_id ORDER BY hits DESC;\n"
+         CREATE OR REPLACE MACRO {prefix}_samples_with(wanted) AS TABLE\n    SELECT sample_id, {hits} AS hits{first} FROM {table} WHERE {taxon} = wanted GROUP BY sample_id ORDER BY hits DESC;\n"
     ));
     text
+}
+
+/// The day of a row as SQL, where something tells it.
+fn day(manifest: &Manifest) -> Option<&'static str> {
+    match manifest.partitioning.temporal {
+        Some(temporal) if temporal.0 >= Level::Day => Some("make_date(year, month, day)"),
+        _ => has(manifest, TIME_COLUMN).then_some("created_at::DATE"),
+    }
 }
 
 /// Which columns name a taxon and what it is called, and how its hits are counted.
@@ -164,10 +187,12 @@ fn queries(manifests: &[Manifest]) -> String {
     let mut text = "-- Worked examples for DuckDB; first `.read duckdb.sql`.\n".to_owned();
     for manifest in manifests {
         let (name, table) = (&manifest.dataset, quoted(&manifest.dataset));
-        text.push_str(&format!(
-            "\n-- {}: how many rows were stored on each day?\nSELECT * FROM {name}_per_day();\n",
-            manifest.title
-        ));
+        if day(manifest).is_some() {
+            text.push_str(&format!(
+                "\n-- {}: how many rows are there of each day?\nSELECT * FROM {name}_per_day();\n",
+                manifest.title
+            ));
+        }
         if manifest.partitioning.temporal.is_some() {
             text.push_str(&format!(
                 "\n-- ... and this year? Other years' files are not even opened.\nSELECT count(*) FROM {table} WHERE year = \
@@ -184,8 +209,8 @@ fn queries(manifests: &[Manifest]) -> String {
     text
 }
 
-fn readme(place: &Place<'_>, manifests: &[Manifest]) -> String {
-    let mut text = README.replace("LAKE", place.url("").trim_end_matches('/'));
+fn readme_of(place: &Place<'_>, beginning: &str, manifests: &[Manifest]) -> String {
+    let mut text = beginning.replace("LAKE", place.url("").trim_end_matches('/'));
     for manifest in manifests {
         let columns: Vec<&str> = partition_columns(manifest).into_iter().map(|(name, _)| name).collect();
         text.push_str(&format!(

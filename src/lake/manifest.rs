@@ -44,6 +44,9 @@ pub struct Manifest {
     pub columns: Vec<ColumnNote>,
     /// Its partitions, in the order of their paths.
     pub partitions: Vec<Partition>,
+    /// The files that its rows were taken from, where they never were in a database.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<Input>,
     /// Files that belonged to it, and stay for a while for those who are reading them.
     pub retired: Vec<Retired>,
 }
@@ -97,6 +100,21 @@ pub struct File {
     pub max_time: Option<DateTime<Utc>>,
 }
 
+/// A file that rows were taken from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// Where it lay.
+    pub name: String,
+    /// The digest of its text, decompressed.
+    pub sha256: String,
+    /// What its rows were read as: another definition, another digest.
+    pub schema: String,
+    /// Its rows.
+    pub rows: u64,
+    /// The files that hold them, as paths in the folder of the dataset.
+    pub files: Vec<String>,
+}
+
 /// A file that is no part of the dataset any more.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Retired {
@@ -104,6 +122,12 @@ pub struct Retired {
     pub path: String,
     /// Since when.
     pub at: DateTime<Utc>,
+}
+
+impl Partition {
+    fn has(&self, path: &str) -> bool {
+        self.files.iter().any(|file| file.path == path)
+    }
 }
 
 impl Manifest {
@@ -121,6 +145,7 @@ impl Manifest {
             partitioning: partitioning.clone(),
             columns: columns(plan),
             partitions: Vec::new(),
+            inputs: Vec::new(),
             retired: Vec::new(),
         }
     }
@@ -163,6 +188,34 @@ impl Manifest {
     #[must_use]
     pub fn size(&self) -> (u64, u64) {
         self.files().fold((0, 0), |(rows, bytes), file| (rows + file.rows, bytes + file.bytes))
+    }
+
+    /// Adds what was made of an input. What an earlier input of that name has left in the same partitions goes out, and what
+    /// was made of the same content; the answer names these files.
+    pub fn adopt(&mut self, input: Input, partitions: Vec<Partition>) -> Vec<String> {
+        let folders: Vec<&str> = partitions.iter().map(|partition| partition.path.as_str()).collect();
+        let mut gone = Vec::new();
+        for earlier in self.inputs.iter_mut().filter(|earlier| earlier.name == input.name) {
+            let is_same = earlier.sha256 == input.sha256;
+            let (out, kept) = std::mem::take(&mut earlier.files).into_iter().partition(|file: &String| {
+                is_same || self.partitions.iter().any(|held| folders.contains(&held.path.as_str()) && held.has(file))
+            });
+            earlier.files = kept;
+            gone.extend::<Vec<String>>(out);
+        }
+        self.inputs.retain(|earlier| earlier.name != input.name || !earlier.files.is_empty());
+        self.inputs.push(input);
+        for held in &mut self.partitions {
+            held.files.retain(|file| !gone.contains(&file.path));
+        }
+        for partition in partitions {
+            match self.partitions.binary_search_by(|known| known.path.cmp(&partition.path)) {
+                Ok(known) => self.partitions[known].files.extend(partition.files),
+                Err(place) => self.partitions.insert(place, partition),
+            }
+        }
+        self.partitions.retain(|partition| !partition.files.is_empty());
+        gone
     }
 
     /// Puts a partition into its place, and takes its earlier files out unless it still names them.

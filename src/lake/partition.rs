@@ -12,7 +12,7 @@ const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
 const LONGEST: usize = 255;
 
 /// The time that a partition covers: from its start, up to its end and without it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Span {
     /// Its first moment.
     pub start: DateTime<Utc>,

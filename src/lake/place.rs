@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(45);
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Digits that the names of files of one run share.
-pub const RUN_DIGITS: usize = 12;
+const RUN_DIGITS: usize = 12;
 
 /// The name of the key that tells this database from others.
 const SOURCE: &str = "lake";
@@ -122,7 +122,10 @@ impl Place<'_> {
     }
 
     /// The files of a dataset's folder, as paths in it.
-    async fn files(&self, dataset: &str) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn files(&self, dataset: &str) -> Result<Vec<String>> {
         let folder = format!("{}/", self.name(dataset));
         let files = self.storage.list(folder.trim_end_matches('/')).await?;
         Ok(files.into_iter().filter_map(|file| file.name.strip_prefix(&folder).map(str::to_owned)).collect())
@@ -172,8 +175,16 @@ impl Place<'_> {
     }
 }
 
+/// The digits that tell files of one run from those of others.
+#[must_use]
+pub fn run_digits() -> String {
+    let run = Uuid::now_v7().simple().to_string();
+    run[run.len() - RUN_DIGITS..].to_owned()
+}
+
 /// Whether a file has a name that runs give: `DATASET_20261120_0123456789ab.parquet`, and what is unfinished of it.
-fn is_of_a_run(dataset: &str, path: &str) -> bool {
+#[must_use]
+pub fn is_of_a_run(dataset: &str, path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     if name.strip_prefix(FILE).is_some_and(|rest| rest.starts_with('#')) {
         return true;

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use chrono::DateTime;
-use uuid::Uuid;
 
 use super::changes::{Action, Task};
 use super::manifest::File;
-use super::place::RUN_DIGITS;
+use super::place::run_digits;
 use super::{Place, Wish, partition};
 use crate::config::ExportConfig;
 use crate::dataset::sql;
@@ -112,13 +111,12 @@ impl Writing<'_> {
 
     async fn piece(&self, task: &Task, piece: Piece) -> Result<Vec<File>> {
         let dataset = &self.wish.dataset().name;
-        let run = Uuid::now_v7().simple().to_string();
-        let run = &run[run.len() - RUN_DIGITS..];
-        let parts = [dataset, task.label.as_str(), run];
+        let run = run_digits();
+        let parts = [dataset, task.label.as_str(), &run];
         let stem = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("_");
         let folders = [dataset, piece.folder.as_str()];
         let prefix = folders.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
-        let target = Target::new(run.to_owned(), self.place.storage, self.place.name(&prefix));
+        let target = Target::new(run.clone(), self.place.storage, self.place.name(&prefix));
         let plan = self.wish.plan.narrowed(piece.conditions);
         let snapshot = Arc::clone(&self.snapshot);
         let written = export::write(snapshot, &self.table, self.config, plan, &stem, &target, self.lease).await;

@@ -93,8 +93,28 @@ impl Content {
         Reading { file: Arc::clone(&self.file), offset: 0 }
     }
 
-    fn decoder(&self) -> Result<Decoder<Reading>, Error> {
+    /// The text as it is, decompressed.
+    ///
+    /// # Errors
+    /// When the decompressor cannot be set up.
+    pub fn decoder(&self) -> Result<Decoder<Reading>, Error> {
         Decoder::new(&self.magic, self.raw(), LIMITS)
+    }
+
+    /// Whether more than one line is not blank.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn has_second_line(&self) -> Result<bool, Error> {
+        let mut decoder = self.decoder()?;
+        let mut lines = 0;
+        while let Some((_, text)) = decoder.next_block()? {
+            lines += text.lines().filter(|line| !line.trim_ascii().is_empty()).take(2).count();
+            if lines > 1 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The first line that is not blank, if it is among the first and can be read; the check says why if not.
@@ -121,7 +141,7 @@ fn spool(mut source: impl Read) -> io::Result<File> {
 }
 
 /// A reader of its own over a shared file: tries may overlap for a moment.
-struct Reading {
+pub struct Reading {
     file: Arc<File>,
     offset: u64,
 }

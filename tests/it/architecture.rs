@@ -4,16 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module, and the modules that it may name. What is not listed is ground that everybody may use.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("main", &["cli"]),
     ("bin", &["cli"]),
     (
         "cli",
-        &["serve", "http", "jobs", "lake", "export", "labkey", "import", "send", "app", "db", "dataset", "storage"],
+        &[
+            "serve", "http", "jobs", "convert", "lake", "export", "labkey", "import", "send", "app", "db", "dataset",
+            "storage",
+        ],
     ),
     ("serve", &["http", "jobs", "app", "db"]),
     ("http", &["jobs", "lake", "ingest", "export", "labkey", "app", "db", "dataset", "storage"]),
     ("jobs", &["lake", "export", "labkey", "app", "db", "dataset"]),
+    ("convert", &["lake", "export", "send", "ingest", "dataset", "storage"]),
     ("lake", &["export", "db", "dataset", "storage"]),
     ("import", &["send", "dataset"]),
     ("send", &["ingest", "dataset"]),

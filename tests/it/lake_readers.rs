@@ -11,6 +11,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::app::TestApp;
+use crate::process::binary;
 use crate::python;
 
 const BEFORE: &str = "name = 'hits'\ntable = 'hits'\ntitle = 'Hits'\ndescription = 'Hits of a sample'\n\
@@ -62,4 +63,26 @@ async fn readers_of_others_find_every_row_and_null_where_a_column_did_not_exist_
     store(&app, "S3", "2026-11-20", Some("seen twice")).await;
     run(&app.app, &storage).await;
     python::run("lake_readers.py", &[lake.path().to_str().expect("UTF-8"), "300", "153900", "200"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs NVD_PYTHON: a Python with what tests/python.txt names; .ci/run has one"]
+async fn readers_of_others_find_every_row_of_converted_files() {
+    let folder = tempfile::tempdir().expect("folder");
+    let root = env!("CARGO_MANIFEST_DIR");
+    let next = folder.path().join("query_perf_daily_20251029.csv");
+    let head = "timestamp,query_hash,rows_examined,cache_hit\n";
+    std::fs::write(&next, format!("{head}{}", "2025-10-29T05:00:00Z,a1b2c3,1,true\n".repeat(3))).expect("file");
+    let out = folder.path().join("out");
+    for (file, name) in [
+        (format!("{root}/tests/data/convert/query_perf_daily_20251028.csv"), "query_perf"),
+        (next.display().to_string(), "query_perf"),
+        (format!("{root}/tests/data/convert/index_advisor_report.json"), "index_advisor"),
+    ] {
+        let schema = format!("{root}/config/datasets/examples/{name}.toml");
+        let mut command = binary(&folder.path().join("data"));
+        command.args(["convert", &file, "--schema", &schema, "-o"]).arg(&out);
+        assert!(command.output().expect("run").status.success());
+    }
+    python::run("convert_readers.py", &[out.to_str().expect("UTF-8")]).await;
 }

@@ -1,0 +1,303 @@
+//! One dataset of converted files: what it holds, what it refuses, and one more file taken in.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use chrono::{NaiveTime, Utc};
+use sha2::{Digest as _, Sha256};
+
+use super::inputs::Input;
+use super::partitions::{Cut, Partitions};
+use super::source::{Digest, Source};
+use super::{Known, Wish, blocking};
+use crate::dataset::params::Params;
+use crate::dataset::{Dataset, Kind};
+use crate::error::{Error, Result};
+use crate::export::parquet::Layout;
+use crate::export::spec::{ExportSpec, Plan, TIME_COLUMN};
+use crate::ingest::rows::Job;
+use crate::lake::manifest::{self, Manifest, Partition};
+use crate::lake::{Place, is_of_a_run, partition, run_digits};
+use crate::send::content::LIMITS;
+use crate::storage::Storage;
+
+/// What the manifest says of where rows come from.
+const SOURCE: &str = "files";
+
+/// Threads that encode.
+const THREADS: usize = 2;
+
+/// A manifest is written no more often: it grows with the files, and what it does not name yet is done again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Rows after which somebody may stop the work.
+const LOOK: u64 = 4096;
+
+/// One dataset.
+pub struct Converted<'w> {
+    wish: &'w Wish,
+    name: String,
+    root: PathBuf,
+    held: Option<Manifest>,
+    ready: Option<Ready>,
+    /// Files that the manifest on the disk still names.
+    gone: Vec<String>,
+    saved: Option<Instant>,
+}
+
+/// What is needed to take files in.
+#[derive(Clone)]
+struct Ready {
+    plan: Arc<Plan>,
+    params: Params,
+}
+
+/// What became of a file.
+pub struct Taken {
+    /// Its rows.
+    pub rows: u64,
+    /// Its text, in bytes.
+    pub text_bytes: u64,
+    /// Bytes written.
+    pub bytes: u64,
+    partitions: Vec<Partition>,
+}
+
+impl<'w> Converted<'w> {
+    /// Looks at what lies in the folder of a dataset, and removes what killed runs have left.
+    ///
+    /// # Errors
+    /// Something else lies there.
+    pub async fn open(wish: &'w Wish, name: &str) -> Result<Self> {
+        let root = wish.output.join(name);
+        let mut opened =
+            Self { wish, name: name.to_owned(), root, held: None, ready: None, gone: Vec::new(), saved: None };
+        if !opened.root.is_dir() {
+            return Ok(opened);
+        }
+        let storage = Storage::open(&wish.output.to_string_lossy())?;
+        opened.held = Manifest::load(&storage, name).await?;
+        let place = opened.root.display();
+        let why = match &opened.held {
+            Some(held) if held.source != SOURCE => "holds rows of the service",
+            Some(held) if held.partitioning != wish.partitioning => "is cut in another way",
+            _ => "",
+        };
+        if !why.is_empty() {
+            return Err(Error::Conflict(format!("{place} {why}: choose another folder")));
+        }
+        let files = Place { storage: &storage, folder: "", datasets: &[] }.files(name).await?;
+        for file in files {
+            let is_known =
+                file == manifest::FILE || opened.held.iter().flat_map(Manifest::files).any(|known| known.path == file);
+            if !is_known && !is_of_a_run(name, &file) {
+                if opened.held.is_none() {
+                    return Err(Error::Conflict(format!(
+                        "{place} holds files that this command did not write: choose another folder"
+                    )));
+                }
+            } else if !is_known && !wish.is_preview {
+                tracing::info!(file, "a file that no manifest names was removed");
+                fs::remove_file(opened.root.join(&file)).map_err(|error| Error::Environment(error.to_string()))?;
+            }
+        }
+        Ok(opened)
+    }
+
+    /// What is said of a file that need not be read again.
+    pub fn known(&self, digest: &Digest) -> Option<String> {
+        let sha256 = data_encoding::HEXLOWER.encode(&digest.sha256);
+        let schema = self.schema();
+        let held = self.held.as_ref()?;
+        let known = held.inputs.iter().find(|known| known.sha256 == sha256 && known.schema == schema)?;
+        let is_there = |path: &String| {
+            let file = held.files().find(|file| file.path == *path);
+            let size = fs::metadata(self.root.join(path)).map(|metadata| metadata.len()).ok();
+            file.map(|file| file.bytes) == size && size.is_some()
+        };
+        known
+            .files
+            .iter()
+            .all(is_there)
+            .then(|| format!("already exists, skipping ({} rows from {})", known.rows, known.name))
+    }
+
+    /// The columns of earlier files.
+    pub fn columns(&self) -> impl Iterator<Item = (&str, Kind)> {
+        let columns = self.held.iter().flat_map(|held| &held.columns).map(|column| (column.name.as_str(), column.kind));
+        columns.filter(|(name, _)| *name != "extra")
+    }
+
+    /// Makes ready for rows of that definition.
+    ///
+    /// # Errors
+    /// Columns that cannot be cut by, values for columns that there are none, a kind that earlier files have otherwise.
+    pub fn prepare(&mut self, dataset: &Arc<Dataset>) -> Result<()> {
+        let (wish, config) = (self.wish, &self.wish.config);
+        let faults = partition::faults(dataset, &wish.partitioning);
+        if !faults.is_empty() {
+            return Err(Error::Faults(faults));
+        }
+        let mut plan = ExportSpec::default().plan(dataset, (config.compression, config.compression_level))?;
+        plan.leave_out(&[TIME_COLUMN.to_owned()]);
+        plan.leave_out(&wish.partitioning.by);
+        for column in &plan.columns {
+            if let Some((_, kind)) = self.columns().find(|(name, kind)| *name == column.name && *kind != column.kind) {
+                return Err(Error::Conflict(format!(
+                    "`{}` is of kind {kind:?} in {}, and of kind {:?} here: choose another folder, or a definition that says \
+                     the same",
+                    column.name,
+                    self.root.display(),
+                    column.kind
+                )));
+            }
+        }
+        let params = Params::parse(dataset, &wish.values).map_err(Error::Faults)?;
+        let columns = manifest::columns(&plan);
+        let mut held = self.held.take().unwrap_or_else(|| Manifest::new(&plan, &wish.partitioning, SOURCE));
+        held.columns.retain(|known| columns.iter().all(|column| column.name != known.name));
+        held.columns = columns.into_iter().chain(held.columns).collect();
+        held.title.clone_from(&dataset.title);
+        held.description.clone_from(&dataset.description);
+        self.held = Some(held);
+        self.ready = Some(Ready { plan: Arc::new(plan), params });
+        Ok(())
+    }
+
+    /// Changes when rows would be read otherwise. What a definition that was told from files says follows from them.
+    fn schema(&self) -> String {
+        let mut digest = Sha256::new();
+        for column in self.wish.dataset.iter().flat_map(|dataset| &dataset.columns) {
+            digest.update(format!("{} {:?} {:?}\n", column.name, column.kind, column.aliases));
+        }
+        let mut values = self.wish.values.clone();
+        values.sort();
+        digest.update(format!("{values:?}"));
+        data_encoding::HEXLOWER.encode(&digest.finalize()[..16])
+    }
+
+    /// Takes a file in: its rows are in partitions, and the manifest names them soon.
+    ///
+    /// # Errors
+    /// The faults of the file, a disk that takes no more, [`Error::Cancelled`].
+    pub async fn take_in(&mut self, file: Known, stop: &Arc<AtomicBool>) -> Result<Taken> {
+        let internal = || Error::Internal("a dataset was not made ready".into());
+        let ready = self.ready.clone().ok_or_else(internal)?;
+        let wish = self.wish.clone();
+        let (root, stop) = (self.root.clone(), Arc::clone(stop));
+        let (input, digest) = (file.input.path.to_string_lossy().into_owned(), file.digest);
+        let schema = self.schema();
+        let taken = blocking(move || convert(&file, &ready, &wish, root, &stop)).await??;
+        if self.wish.is_preview {
+            return Ok(taken);
+        }
+        let input = manifest::Input {
+            name: input,
+            sha256: data_encoding::HEXLOWER.encode(&digest.sha256),
+            schema,
+            rows: taken.rows,
+            files: taken.partitions.iter().flat_map(|part| &part.files).map(|file| file.path.clone()).collect(),
+        };
+        let held = self.held.as_mut().ok_or_else(internal)?;
+        self.gone.extend(held.adopt(input, taken.partitions.clone()));
+        held.snapshot_at = Some(Utc::now());
+        if self.saved.is_none_or(|saved| saved.elapsed() > PAUSE) {
+            self.save().await?;
+        }
+        Ok(taken)
+    }
+
+    /// Makes what was taken in the dataset, and removes what it replaces.
+    ///
+    /// # Errors
+    /// A disk that takes no more.
+    pub async fn save(&mut self) -> Result<()> {
+        let Some(held) = self.held.as_ref().filter(|held| !self.wish.is_preview && !held.inputs.is_empty()) else {
+            return Ok(());
+        };
+        let storage = Storage::open(&self.wish.output.to_string_lossy())?;
+        held.save(&storage, &self.name).await?;
+        for file in self.gone.drain(..) {
+            storage.delete_file(&format!("{}/{file}", self.name)).await?;
+        }
+        self.saved = Some(Instant::now());
+        Ok(())
+    }
+}
+
+/// Reads a file to its end and writes its rows. After a fault nothing of it is left.
+fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &AtomicBool) -> Result<Taken> {
+    let dataset = &ready.plan.dataset;
+    let sha256 = data_encoding::HEXLOWER.encode(&file.digest.sha256);
+    let notes = [
+        ("nvd.dataset", dataset.name.clone()),
+        ("nvd.service_version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("nvd.input_sha256", sha256),
+    ];
+    let layout = Layout::new(&ready.plan, &notes, THREADS)?;
+    let by = wish.partitioning.by.iter().filter_map(|name| dataset.position(name)).collect();
+    let cut = Cut {
+        plan: &ready.plan,
+        layout: &layout,
+        root: &root,
+        temporal: wish.partitioning.temporal,
+        by,
+        time: dataset.columns.iter().position(|column| column.kind == Kind::Timestamp),
+        fallback: file.input.day.and_time(NaiveTime::MIN).and_utc(),
+        row_group: wish.config.batch_size,
+        run: run_digits(),
+        is_preview: wish.is_preview,
+    };
+    let job = Job {
+        dataset: Arc::clone(dataset),
+        params: ready.params.clone(),
+        format: None,
+        submission: 0,
+        limits: LIMITS,
+        max_rows: u64::MAX,
+    };
+    let mut partitions = Partitions::new(&cut);
+    let rows = Source::open(&file.input)?.rows(&job, |number, row| {
+        if number % LOOK == 0 && stop.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        partitions.push(row)
+    })?;
+    if !file.input.is_unchanged() {
+        return Err(Error::Body("was changed while it was read: try again when it is complete".into()));
+    }
+    let partitions = partitions.finish()?;
+    let bytes = partitions.iter().flat_map(|part| &part.files).map(|file| file.bytes).sum();
+    Ok(Taken { rows, text_bytes: file.digest.bytes, bytes, partitions })
+}
+
+impl Taken {
+    /// What is said of it: rows, sizes and reduction, then each file.
+    #[must_use]
+    pub fn told(&self, input: &Input, is_preview: bool) -> String {
+        let (text, bytes) = (ByteSize(self.text_bytes), ByteSize(self.bytes));
+        let packed = if input.bytes == self.text_bytes {
+            String::new()
+        } else {
+            format!(" ({} as it lies)", ByteSize(input.bytes))
+        };
+        let mut told = match is_preview {
+            true => format!("{}: would write {} rows, {text}{packed} -> {bytes}", input.name, self.rows),
+            false => format!("{}: {} rows, {text}{packed} -> {bytes}", input.name, self.rows),
+        };
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let share = self.bytes as f64 / self.text_bytes.max(1) as f64;
+        if self.bytes < self.text_bytes {
+            _ = write!(told, ", {:.1} % less", 100.0 * (1.0 - share));
+        }
+        for file in self.partitions.iter().flat_map(|partition| &partition.files) {
+            _ = write!(told, "\n  {}  {} rows  {}", file.path, file.rows, ByteSize(file.bytes));
+        }
+        told
+    }
+}

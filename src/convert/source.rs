@@ -1,0 +1,202 @@
+//! A file that is converted: its form, its digest, and its rows one after the other.
+
+use std::io::{self, Read};
+
+use super::document::{self, Shape};
+use super::inputs::Input;
+use super::table::{self, JsonLines};
+use crate::dataset::Row;
+use crate::error::{Error, Result};
+use crate::ingest::decode::Decoder;
+use crate::ingest::format::Format;
+use crate::ingest::rows::{self, Job, Rows};
+use crate::send::content::{Content, Reading};
+
+/// An opened file.
+pub struct Source {
+    content: Content,
+    form: Form,
+}
+
+/// How the rows of a file are written.
+#[derive(Debug, Clone, PartialEq)]
+enum Form {
+    /// Comma-separated values with a header.
+    Csv,
+    /// Tab-separated values.
+    Tsv,
+    /// One JSON object a line.
+    Jsonl,
+    /// JSON of another shape.
+    Document(Shape),
+}
+
+/// What a file turned out to hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Digest {
+    /// Decompressed bytes.
+    pub bytes: u64,
+    /// SHA-256 of the decompressed bytes.
+    pub sha256: [u8; 32],
+}
+
+impl Source {
+    /// Opens a file, and tells its form by its ending, else by its first line.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that is of no known form.
+    pub fn open(input: &Input) -> Result<Self> {
+        let content = open(input)?;
+        let name = input.path.to_string_lossy().to_ascii_lowercase();
+        let name = [".gz", ".zst"].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);
+        let form = match name.rsplit_once('.').map(|(_, ending)| ending) {
+            Some("csv") => Form::Csv,
+            Some("tsv" | "tab") => Form::Tsv,
+            Some("jsonl" | "ndjson") => Form::Jsonl,
+            _ => Self::recognise(&content)?,
+        };
+        Ok(Self { content, form })
+    }
+
+    fn recognise(content: &Content) -> Result<Form> {
+        let first = content.first_line.as_deref().unwrap_or_default();
+        if !first.trim_start().starts_with(['{', '[']) {
+            return match Format::recognise(first) {
+                _ if content.is_csv() => Ok(Form::Csv),
+                Ok(Format::Tsv) => Ok(Form::Tsv),
+                // Reading finds out why nothing could be seen of a file that is damaged.
+                _ if content.first_line.is_none() => Ok(Form::Jsonl),
+                _ => Err(Error::Body(
+                    "is neither CSV nor TSV nor JSON; its ending can tell: .csv, .tsv, .json, .jsonl".into(),
+                )),
+            };
+        }
+        let is_object = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(first).is_ok();
+        if is_object && content.has_second_line()? {
+            return Ok(Form::Jsonl);
+        }
+        document::survey(Text::new(content.decoder()?)).map(Form::Document)
+    }
+
+    /// Hands each row with its number to `store`, and answers with their number.
+    ///
+    /// # Errors
+    /// The faults of the file, each with its line; what `store` says.
+    pub fn rows(&self, job: &Job, store: impl FnMut(u64, &Row<'_>) -> Result<()>) -> Result<u64> {
+        let decoder = self.content.decoder()?;
+        let read = match &self.form {
+            Form::Tsv => rows::read(&Job { format: Some(Format::Tsv), ..job.clone() }, decoder, store),
+            Form::Jsonl => rows::read(&Job { format: Some(Format::Jsonl), ..job.clone() }, decoder, store),
+            Form::Csv => {
+                let job = Job { format: Some(Format::Jsonl), ..job.clone() };
+                let mut rows = Rows::new(&job, store);
+                let mut lines = None;
+                let mut json = String::new();
+                table::records(Text::new(decoder), b',', |line, header, record| {
+                    let lines = lines.get_or_insert_with(|| JsonLines::new(&job.dataset, header));
+                    match lines.write(line, record, &mut json) {
+                        Ok(()) => rows.block(line, &json)?,
+                        Err(fault) => rows.refuse(fault),
+                    }
+                    Ok(!rows.is_hopeless())
+                })?;
+                without_columns(rows.finish(0, [0; 32]))
+            }
+            Form::Document(shape) => {
+                let job = Job { format: Some(Format::Jsonl), ..job.clone() };
+                let mut rows = Rows::new(&job, store);
+                document::rows(Text::new(decoder), shape, |line, row| {
+                    if rows.is_hopeless() { Ok(()) } else { rows.block(line, row) }
+                })?;
+                without_columns(rows.finish(0, [0; 32]))
+            }
+        };
+        read.map(|summary| summary.rows)
+    }
+
+    /// Hands the cells of each record to `cells`, or its JSON to `json`, with the number of its line.
+    ///
+    /// # Errors
+    /// The first fault of the file, what is said of a record.
+    pub fn records(
+        &self,
+        mut cells: impl FnMut(&str, &str),
+        mut json: impl FnMut(u64, &str) -> Result<()>,
+    ) -> Result<()> {
+        let mut decoder = self.content.decoder()?;
+        match &self.form {
+            Form::Csv | Form::Tsv => {
+                let delimiter = if self.form == Form::Csv { b',' } else { b'\t' };
+                table::records(Text::new(decoder), delimiter, |_, header, record| {
+                    header.iter().zip(record).for_each(|(name, cell)| cells(name, cell));
+                    Ok(true)
+                })
+            }
+            Form::Jsonl => {
+                while let Some((first, text)) = decoder.next_block()? {
+                    for (number, line) in (first..).zip(text.lines()) {
+                        if !line.trim_ascii().is_empty() {
+                            json(number, line)?;
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Form::Document(shape) => document::rows(Text::new(decoder), shape, json),
+        }
+    }
+}
+
+/// Reads all of a file once, and digests it.
+///
+/// # Errors
+/// A file that cannot be read, or that is damaged.
+pub fn digest(input: &Input) -> Result<Digest> {
+    let mut decoder = open(input)?.decoder()?;
+    while decoder.next_block()?.is_some() {}
+    let (bytes, sha256) = decoder.finish();
+    Ok(Digest { bytes, sha256 })
+}
+
+fn open(input: &Input) -> Result<Content> {
+    Content::open(&input.path.to_string_lossy()).map_err(|error| Error::Body(format!("cannot be read: {error}")))
+}
+
+/// The lines were put together from the file, and characters counted in them say nothing.
+fn without_columns<T>(mut read: Result<T>) -> Result<T> {
+    if let Err(Error::Faults(faults)) = &mut read {
+        faults.iter_mut().for_each(|fault| fault.column = None);
+    }
+    read
+}
+
+/// Checked and decompressed text as a reader. An [`io::Error`] of it carries an [`enum@Error`].
+struct Text {
+    decoder: Decoder<Reading>,
+    block: Vec<u8>,
+    handed_out: usize,
+}
+
+impl Text {
+    const fn new(decoder: Decoder<Reading>) -> Self {
+        Self { decoder, block: Vec::new(), handed_out: 0 }
+    }
+}
+
+impl Read for Text {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.handed_out == self.block.len() {
+            self.block.clear();
+            self.handed_out = 0;
+            match self.decoder.next_block().map_err(io::Error::other)? {
+                Some((_, text)) => self.block.extend_from_slice(text.as_bytes()),
+                None => return Ok(0),
+            }
+        }
+        let left = &self.block[self.handed_out..];
+        let count = buffer.len().min(left.len());
+        buffer[..count].copy_from_slice(&left[..count]);
+        self.handed_out += count;
+        Ok(count)
+    }
+}

@@ -1,0 +1,470 @@
+//! `convert`: files of every form into partitions, once, and what is wrong with others told by name and line.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray};
+use arrow::datatypes::TimestampMicrosecondType;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::app::{TestApp, eventually, gzip};
+use crate::exports::files_below;
+use crate::lake::{files_of, store_at};
+use crate::process::{binary, text};
+
+const SCHEMAS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/datasets/examples");
+const SAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/convert");
+
+/// A folder with files, and one to convert them into.
+struct Desk(TempDir);
+
+impl Desk {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("folder"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("folder")).expect("folder");
+        fs::write(&path, content).expect("file");
+        path.to_str().expect("UTF-8").to_owned()
+    }
+
+    fn out(&self) -> PathBuf {
+        self.path("out")
+    }
+
+    fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let mut command = binary(&self.path("data"));
+        command.arg("convert").args(arguments).arg("-o").arg(self.out());
+        command
+    }
+
+    /// Exit code, what was said, and what went wrong.
+    fn convert(&self, arguments: &[&str]) -> (i32, String, String) {
+        let output = self.command(arguments).output().expect("run");
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Converts without trouble.
+    fn good(&self, arguments: &[&str]) -> String {
+        let (code, told, errors) = self.convert(arguments);
+        assert_eq!((code, errors.as_str()), (0, ""), "{told}");
+        told
+    }
+
+    /// The rows of a dataset, each with its partition, sorted.
+    fn rows(&self, dataset: &str) -> Vec<String> {
+        let root = self.out().join(dataset);
+        let manifest: Value =
+            serde_json::from_slice(&fs::read(root.join("_manifest.json")).expect("manifest")).expect("JSON");
+        let mut named = BTreeMap::new();
+        for partition in manifest["partitions"].as_array().expect("partitions") {
+            for file in partition["files"].as_array().expect("files") {
+                named.insert(file["path"].as_str().expect("path").to_owned(), file.clone());
+            }
+        }
+        let mut found = files_of(&root);
+        found.remove("_manifest.json");
+        assert_eq!(named.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+        let mut rows = Vec::new();
+        for (path, bytes) in found {
+            let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
+            assert_eq!(named[&path]["sha256"], data_encoding::HEXLOWER.encode(&digest));
+            assert_eq!(named[&path]["bytes"], bytes.len());
+            let before = rows.len();
+            let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+            rows.extend(rows_of(bytes).into_iter().map(|row| format!("{folder}: {row}")));
+            assert_eq!(named[&path]["rows"], rows.len() - before);
+        }
+        rows.sort();
+        rows
+    }
+}
+
+fn rows_of(bytes: Vec<u8>) -> Vec<String> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).expect("Parquet");
+    let mut rows = Vec::new();
+    for batch in reader.build().expect("reader") {
+        let batch = batch.expect("batch");
+        let options = FormatOptions::default();
+        let shown: Vec<ArrayRef> = batch.columns().iter().map(shown).collect();
+        let columns: Vec<_> =
+            shown.iter().map(|column| ArrayFormatter::try_new(column, &options).expect("column")).collect();
+        let schema = batch.schema();
+        for row in 0..batch.num_rows() {
+            let cells = schema.fields().iter().zip(&columns).zip(batch.columns());
+            let cells = cells.filter(|(_, column)| column.is_valid(row));
+            let cells = cells.map(|((field, shown), _)| format!("{}={}", field.name(), shown.value(row)));
+            rows.push(cells.collect::<Vec<_>>().join(" "));
+        }
+    }
+    rows
+}
+
+/// Times in a zone that arrow knows by itself.
+fn shown(column: &ArrayRef) -> ArrayRef {
+    match column.as_primitive_opt::<TimestampMicrosecondType>() {
+        Some(times) => Arc::new(times.clone().with_timezone("+00:00")),
+        None => Arc::clone(column),
+    }
+}
+
+fn schema(name: &str) -> String {
+    format!("{SCHEMAS}/{name}.toml")
+}
+
+#[test]
+fn the_files_of_the_examples_become_partitions_and_a_second_run_skips_them() {
+    let desk = Desk::new();
+    for (file, name) in [
+        ("query_perf_daily_20251028.csv", "query_perf"),
+        ("index_advisor_report.json", "index_advisor"),
+        ("optimization_summary.txt", "optimization_summary"),
+    ] {
+        let told = desk.good(&[&format!("{SAMPLES}/{file}"), "--schema", &schema(name)]);
+        assert!(told.contains("1 files converted") && told.contains(" rows, "), "{told}");
+        let paths = files_below(&desk.out().join(name));
+        let start = format!("{}/{name}/year=2025/month=10/day=28/{name}_20251028_", desk.out().display());
+        assert!(paths.iter().any(|path| path.starts_with(&start)), "{paths:?}");
+    }
+    assert_eq!(
+        desk.rows("query_perf"),
+        [
+            "year=2025/month=10/day=28: timestamp=2025-10-28T00:15:23Z query_hash=a1b2c3 query_type=SELECT \
+             execution_time_ms=45.2 rows_examined=1234 rows_returned=10 cache_hit=false table_name=embeddings \
+             index_used=idx_namespace",
+            "year=2025/month=10/day=28: timestamp=2025-10-28T00:16:01Z query_hash=d4e5f6 query_type=INSERT \
+             execution_time_ms=12.8 rows_examined=1 rows_returned=1 cache_hit=false table_name=query_log \
+             index_used=PRIMARY",
+        ]
+    );
+    assert_eq!(
+        desk.rows("index_advisor"),
+        ["year=2025/month=10/day=28: timestamp=2025-10-28T04:00:00Z table_name=embeddings \
+          recommended_index=idx_embedding_vector query_pattern=WHERE namespace = ? AND vector LIKE ? \
+          estimated_speedup=3.5 priority=high"]
+    );
+    assert_eq!(desk.rows("optimization_summary").len(), 2);
+    assert!(desk.rows("optimization_summary")[0].contains(r#"metadata={"tables": ["embeddings", "query_log"]}"#));
+    let before = files_of(&desk.out());
+    assert!(["README.md", "duckdb.sql", "queries.sql", "schema.json"].iter().all(|name| before.contains_key(*name)));
+    let file = format!("{SAMPLES}/query_perf_daily_20251028.csv");
+    let told = desk.good(&[&file, "--schema", &schema("query_perf")]);
+    assert!(told.contains("already exists, skipping") && told.contains("1 skipped"), "{told}");
+    assert!(files_of(&desk.out()) == before, "a run without news changed a byte");
+}
+
+#[test]
+fn every_form_and_compression_holds_the_same_rows() {
+    let csv = "sample_id,read_count,note\nS1,7,\"a, b\"\nS2,,plain\n";
+    let tsv = "sample_id\tread_count\tnote\nS1\t7\ta, b\nS2\t\tplain\n";
+    let jsonl =
+        "{\"sample_id\":\"S1\",\"read_count\":7,\"note\":\"a, b\"}\n{\"sample_id\":\"S2\",\"note\":\"plain\"}\n";
+    let list = format!("[{}]", jsonl.trim().replace('\n', ",\n"));
+    let around = format!("{{\"made\": {{\"by\": 1}},\n \"hits\": {list}, \"version\": 2}}");
+    let mut seen = Vec::new();
+    for (name, content) in [
+        ("a.csv", csv.as_bytes().to_vec()),
+        ("a.tsv", tsv.as_bytes().to_vec()),
+        ("a.jsonl", jsonl.as_bytes().to_vec()),
+        ("a.json", list.clone().into_bytes()),
+        ("a.txt", csv.as_bytes().to_vec()),
+        ("a.csv.gz", gzip(csv)),
+        ("a.tsv.zst", zstd::encode_all(tsv.as_bytes(), 3).expect("zstd")),
+        ("a.json.gz", gzip(jsonl)),
+        ("b.json", around.into_bytes()),
+        ("c.json", jsonl.replace('\n', "\n\n  ").replace(",\"", ",\n\"").into_bytes()),
+    ] {
+        let desk = Desk::new();
+        let file = desk.file(name, content);
+        let definition = "name = 'hits'\ntable = 'hits'\ntitle = 'Hits'\ndescription = 'x'\n\
+            [[columns]]\nname = 'sample_id'\nkind = 'text'\ndescription = 'x'\n\
+            [[columns]]\nname = 'read_count'\nkind = 'int'\ndescription = 'x'\n\
+            [[columns]]\nname = 'note'\nkind = 'text'\ndescription = 'x'\n";
+        let definition = desk.file("hits.toml", definition);
+        desk.good(&[&file, "--schema", &definition]);
+        let rows: Vec<String> =
+            desk.rows("hits").iter().map(|row| row.split_once(": ").expect("row").1.to_owned()).collect();
+        seen.push((name, rows));
+    }
+    for (name, rows) in seen {
+        // What stands around the rows belongs to each of them, and no definition knows it here.
+        let rest = if name == "b.json" { " extra={\"made\":{\"by\":1},\"version\":2}" } else { "" };
+        let expected = [format!("sample_id=S1 read_count=7 note=a, b{rest}"), format!("sample_id=S2 note=plain{rest}")];
+        assert_eq!(rows, expected, "{name}");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_told_by_file_and_line_and_the_others_are_converted() {
+    let desk = Desk::new();
+    let head = "timestamp,query_hash,execution_time_ms\n";
+    let good = desk.file("good.csv", format!("{head}2025-10-28T00:00:00Z,a,1\n"));
+    let cell = desk.file("cell.csv", format!("{head}2025-10-28T00:00:00Z,a,1\n2025-10-28T00:00:01Z,b,SECRET\n"));
+    let width = desk.file("width.csv", format!("{head}2025-10-28T00:00:00Z,a\n"));
+    let required = desk.file("required.tsv", "timestamp\tquery_hash\n2025-10-28T00:00:00Z\t\n");
+    let header = desk.file("header.tsv", "timestamp\texecution_time_ms\n2025-10-28T00:00:00Z\t1\n");
+    let json = desk.file(
+        "broken.json",
+        "{\"timestamp\": \"2025-10-28T00:00:00Z\",\n \"rows\": [\n{\"query_hash\": \"a\"},\n{]}\n",
+    );
+    let lines =
+        desk.file("broken.jsonl", "{\"timestamp\":\"2025-10-28T00:00:00Z\",\"query_hash\":\"a\"}\n{\"timestamp\":1}\n");
+    let mut cut = gzip(format!("{head}{}", "2025-10-28T00:00:00Z,a,1\n".repeat(50_000)));
+    cut.truncate(cut.len() / 2);
+    let cut = desk.file("cut.csv.gz", cut);
+    let latin = desk.file("latin.csv", [head.as_bytes(), b"2025-10-28T00:00:00Z,\xe4,1\n"].concat());
+    let prose = desk.file("prose.txt", "nothing of the sort\n");
+    let missing = desk.path("missing.csv").to_str().expect("UTF-8").to_owned();
+    let pattern = desk.path("none_*.csv").to_str().expect("UTF-8").to_owned();
+    let schema = schema("query_perf");
+    let files = [&cell, &width, &required, &header, &json, &lines, &cut, &latin, &prose, &missing, &pattern, &good];
+    let arguments: Vec<&str> = files.iter().map(|file| file.as_str()).chain(["--schema", &schema]).collect();
+    let (code, told, errors) = desk.convert(&arguments);
+    assert_eq!(code, 1);
+    assert!(told.contains("1 files converted, 1 rows") && told.contains("11 failed"), "{told}");
+    for (file, place) in [
+        (&cell, ":3: execution_time_ms: expected a number"),
+        (&width, ":2: has 2 cells where 3 are expected"),
+        (&required, ":2:22: query_hash: is required: write it in every row, or say --column query_hash="),
+        (&header, ":1: query_hash: is required but not in the header: add the column, or say --column query_hash="),
+        (&json, ":4:2: is not JSON"),
+        (&lines, ":2:14: timestamp: expected an RFC 3339 time"),
+        (&cut, ": the gzip data are truncated"),
+        (&latin, ": line 2 is not UTF-8"),
+        (&prose, ": is neither CSV nor TSV nor JSON"),
+        (&missing, ": cannot be read"),
+        (&pattern, ": matches no file"),
+    ] {
+        assert!(errors.lines().any(|line| line.starts_with(&format!("{file}{place}"))), "{file}{place}\n{errors}");
+    }
+    assert!(!errors.contains("SECRET"), "{errors}");
+    assert_eq!(desk.rows("query_perf").len(), 1);
+    assert_eq!(files_below(&desk.out().join("query_perf")).len(), 2, "something but the good file and the manifest");
+}
+
+#[test]
+fn a_definition_is_told_from_values_and_what_was_printed_can_be_used() {
+    let desk = Desk::new();
+    let first = desk.file(
+        "figures_20251028.csv",
+        "when,Sample Name,reads,share,ok,code,year\n2025-10-27T23:00:00Z,S 1,5,0.5,true,007,2025\n\
+         2025-10-28T01:00:00Z,S 2,6,1,false,008,2025\n",
+    );
+    let told = desk.good(&[&first]);
+    for (name, kind) in [
+        ("when", "timestamp"),
+        ("sample_name", "text"),
+        ("reads", "int"),
+        ("share", "float"),
+        ("ok", "bool"),
+        ("code", "text"),
+        ("year_", "int"),
+    ] {
+        assert!(told.contains(&format!("name = \"{name}\"\nkind = \"{kind}\"")), "{name}: {told}");
+    }
+    let rows = desk.rows("figures");
+    assert!(
+        rows[0].starts_with("year=2025/month=10/day=27: when=2025-10-27T23:00:00Z sample_name=S 1 reads=5 share=0.5")
+    );
+    assert!(rows[1].contains("day=28") && rows[1].contains("share=1.0 ok=false code=008"), "{rows:?}");
+    // Whole numbers only: the column stays a float. A new column comes along.
+    let second = desk.file("figures_20251029.csv", "when,share,more\n2025-10-29T01:00:00Z,2,x\n");
+    desk.good(&[&second]);
+    assert!(desk.rows("figures")[2].ends_with("share=2.0 more=x"), "{:?}", desk.rows("figures"));
+    let third = desk.file("figures_20251030.csv", "when,reads\n2025-10-30T01:00:00Z,many\n");
+    let (code, _, errors) = desk.convert(&[&third]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("`reads` is of kind Int in ") && errors.contains("of kind Text here"), "{errors}");
+    let definition = told.split_once("to say more\n").expect("definition").1.split_once("\n/").expect("files").0;
+    let definition = desk.file("figures.toml", definition);
+    let other = Desk::new();
+    other.good(&[&first, "--schema", &definition]);
+    assert_eq!(other.rows("figures"), desk.rows("figures")[..2]);
+}
+
+#[test]
+fn a_pattern_stands_for_its_newest_day_unless_history_or_a_day_is_wanted() {
+    let desk = Desk::new();
+    for day in ["20251026", "20251027", "20251028"] {
+        desk.file(&format!("in/figures_{day}.csv"), format!("n\n{day}\n"));
+    }
+    let pattern = desk.path("in/*.csv").to_str().expect("UTF-8").to_owned();
+    let told = desk.good(&[&pattern, "--date", "2025-10-26"]);
+    assert!(told.contains("1 files converted") && told.contains("2 left out"), "{told}");
+    assert_eq!(desk.rows("figures"), ["year=2025/month=10/day=26: n=20251026"]);
+    desk.good(&[&pattern]);
+    assert_eq!(desk.rows("figures").len(), 2);
+    let told = desk.good(&[&pattern, "--historical"]);
+    assert!(told.contains("1 files converted") && told.contains("2 skipped"), "{told}");
+    assert_eq!(desk.rows("figures").len(), 3);
+    // What is named outright is wanted, whatever its day.
+    let other = Desk::new();
+    let files = ["20251026", "20251028"].map(|day| desk.path(&format!("in/figures_{day}.csv")));
+    other.good(&[files[0].to_str().expect("UTF-8"), files[1].to_str().expect("UTF-8")]);
+    assert_eq!(other.rows("figures").len(), 2);
+    // Of two that are the same, one.
+    let same = ["a_20251026.csv", "a_20251027.csv"].map(|name| desk.file(name, "n\n1\n"));
+    let told = other.good(&[&same[0], &same[1], "--column", "source=x"]);
+    assert!(told.contains("1 files converted") && told.contains("1 skipped"), "{told}");
+    assert_eq!(other.rows("a"), ["year=2025/month=10/day=26: n=1 source=x"]);
+}
+
+#[test]
+fn a_file_that_was_changed_replaces_its_rows_of_the_same_days_only() {
+    let desk = Desk::new();
+    let report = |day: &str, index: &str| {
+        format!(
+            "{{\"timestamp\": \"2025-10-{day}T04:00:00Z\", \"recommendations\": [{{\"table\": \"t\", \"index\": \"{index}\"}}]}}"
+        )
+    };
+    let schema = schema("index_advisor");
+    let indexes = || -> Vec<String> {
+        let rows = desk.rows("index_advisor");
+        rows.iter().map(|row| row.split("recommended_index=").nth(1).expect("index").to_owned()).collect()
+    };
+    for (day, index, expected) in
+        [("28", "a", &["a"][..]), ("28", "b", &["b"]), ("29", "c", &["b", "c"]), ("29", "d", &["b", "d"])]
+    {
+        let file = desk.file("index_advisor_report.json", report(day, index));
+        desk.good(&[&file, "--schema", &schema]);
+        assert_eq!(indexes(), expected);
+    }
+    // The same text under another name is the same.
+    let copy = desk.file("copy.json.gz", gzip(report("29", "d")));
+    let told = desk.good(&[&copy, "--schema", &schema]);
+    assert!(told.contains("already exists, skipping"), "{told}");
+    assert_eq!(indexes(), ["b", "d"]);
+    // A report without recommendations has no rows.
+    let empty =
+        desk.file("index_advisor_report.json", "{\"timestamp\": \"2025-10-30T04:00:00Z\", \"recommendations\": []}");
+    assert!(desk.good(&[&empty, "--schema", &schema]).contains("0 rows"));
+    assert_eq!(indexes(), ["b", "d"]);
+}
+
+#[test]
+fn a_dry_run_reads_everything_and_writes_nothing() {
+    let desk = Desk::new();
+    let good = desk.file("a_20251028.csv", "n\n1\n2\n");
+    let bad = desk.file("b_20251028.csv", "n,m\n1\n");
+    let (code, told, errors) = desk.convert(&[&good, &bad, "--dry-run"]);
+    assert_eq!(code, 1);
+    assert!(told.contains("a_20251028.csv: would write 2 rows") && told.contains("nothing was written"), "{told}");
+    assert!(told.contains("year=2025/month=10/day=28/a_20251028_"), "{told}");
+    assert!(errors.contains("b_20251028.csv:2: has 1 cells where 2 are expected"), "{errors}");
+    assert!(!desk.out().exists());
+}
+
+#[test]
+fn rows_of_many_partitions_in_any_order_lie_in_one_file_each() {
+    let desk = Desk::new();
+    let mut body = String::from("when,group,n\n");
+    for number in 0..20_000_u32 {
+        let day = number * 7919 % 600;
+        let date = chrono::NaiveDate::from_ymd_opt(2024, 1, 1).expect("day") + chrono::Days::new(day.into());
+        body.push_str(&format!("{date},g/{},{number}\n", number % 2));
+    }
+    let file = desk.file("many.csv", body);
+    let told = desk.good(&[&file, "--partition-by", "group"]);
+    assert!(told.contains("20000 rows"), "{told}");
+    let rows = desk.rows("many");
+    assert_eq!(rows.len(), 20_000);
+    assert!(rows[0].starts_with("year=2024/month=01/day=01/group=g%2F0: when=2024-01-01T00:00:00Z n="), "{}", rows[0]);
+    let manifest = fs::read_to_string(desk.out().join("many/_manifest.json")).expect("manifest");
+    let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
+    let partitions = manifest["partitions"].as_array().expect("partitions");
+    assert_eq!(partitions.len(), 600);
+    assert!(partitions.iter().all(|partition| partition["files"].as_array().expect("files").len() <= 2));
+}
+
+#[test]
+fn results_of_tools_are_taken_in_with_their_datasets() {
+    let desk = Desk::new();
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+    let full = format!("{data}/gottcha2/v2.1.10.SRR12689945.full.tsv");
+    let (code, _, errors) = desk.convert(&[&full, "--dataset", "gottcha2"]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("say --column sample_id="), "{errors}");
+    let run = ["--dataset", "gottcha2", "--column", "sample_id=SRR12689945"];
+    desk.good(&[&[full.as_str()][..], &run].concat());
+    let expected = fs::read_to_string(&full).expect("file").lines().count() - 1;
+    assert_eq!(desk.rows("gottcha2").len(), expected);
+    assert!(desk.rows("gottcha2").iter().all(|row| row.contains("sample_id=SRR12689945")));
+    let bare = format!("{data}/stast/raw_megablast_outfmt6_10col.contigs.tsv");
+    desk.good(&[&bare, "--dataset", "stast", "--column", "sample_id=S1", "--column", "task=megablast"]);
+    assert_eq!(desk.rows("stast").len(), fs::read_to_string(&bare).expect("file").lines().count());
+}
+
+#[tokio::test]
+async fn folders_of_others_and_other_cuts_are_refused() {
+    let desk = Desk::new();
+    let file = desk.file("gottcha2.csv", "sample_id,level\nS1,species\n");
+    desk.file("out/gottcha2/theirs.parquet", "theirs");
+    let (code, _, errors) = desk.convert(&[&file]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("holds files that this command did not write"), "{errors}");
+    fs::remove_dir_all(desk.out()).expect("remove");
+    desk.good(&[&file]);
+    let (code, _, errors) = desk.convert(&[&file, "--temporal", "year"]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("is cut in another way"), "{errors}");
+    fs::remove_dir_all(desk.out()).expect("remove");
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 3, "2026-01-01T12:00:00Z").await;
+    let mut export = binary(&desk.path("data"));
+    export.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day", "-o"]);
+    assert!(export.arg(desk.out()).output().expect("run").status.success());
+    let before = files_of(&desk.out());
+    let (code, _, errors) = desk.convert(&[&file]);
+    assert_eq!(code, 1);
+    assert!(errors.contains("holds rows of the service"), "{errors}");
+    let mut after = files_of(&desk.out());
+    after.remove(".nvd-support-car.lock");
+    assert!(after == before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_killed_or_interrupted_is_made_whole_by_the_next_and_two_do_not_write_at_once() {
+    let desk = Desk::new();
+    let mut body = String::from("when,n\n");
+    for number in 0..400_000_u32 {
+        body.push_str(&format!("2025-10-{:02}T00:00:00Z,{number}\n", number % 28 + 1));
+    }
+    let file = desk.file("long.csv", body);
+    let files = || {
+        let root = desk.out().join("long");
+        if root.exists() { files_below(&root) } else { Vec::new() }
+    };
+    let mut left = Vec::new();
+    for signal in [nix::sys::signal::Signal::SIGKILL, nix::sys::signal::Signal::SIGINT] {
+        let mut command = desk.command(&[&file, "--set", "export.batch_size=1000"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
+        let is_begun = async || files().iter().any(|file| file.ends_with('#') && !left.contains(file));
+        eventually("a file is begun", is_begun).await;
+        let (code, _, errors) = desk.convert(&[&file]);
+        assert_eq!(code, 1);
+        assert!(errors.contains("another process is writing to"), "{errors}");
+        let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(id, signal).expect("signal");
+        assert!(!child.wait().expect("wait").success());
+        left = files();
+        match signal {
+            nix::sys::signal::Signal::SIGINT => assert_eq!(left, Vec::<String>::new()),
+            _ => assert!(left.iter().any(|file| file.ends_with('#'))),
+        }
+    }
+    desk.good(&[&file]);
+    assert_eq!(desk.rows("long").len(), 400_000);
+    assert!(Path::new(&file).exists());
+}
