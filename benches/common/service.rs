@@ -82,8 +82,12 @@ impl Service {
 
     /// Exports a dataset as the service does on request, and waits for the end.
     pub async fn export(&self, dataset: &str) {
-        let body = serde_json::json!({ "table": dataset });
-        let request = self.client.post(format!("{}/exports/trigger", self.url)).bearer_auth(TOKEN).json(&body);
+        self.run_job(&serde_json::json!({ "table": dataset })).await;
+    }
+
+    /// Asks for an export, whatever it is, and waits for the end.
+    pub async fn run_job(&self, body: &Value) {
+        let request = self.client.post(format!("{}/exports/trigger", self.url)).bearer_auth(TOKEN).json(body);
         let job: Value = request.send().await.expect("answer").json().await.expect("job");
         let url = format!("{}/jobs/{}", self.url, job["job_id"].as_str().expect("job_id"));
         loop {
