@@ -207,10 +207,7 @@ pub async fn write(
         files::write(&writing.0, &writing.1, writing.2, encoded, tickets.as_deref(), &to_uploader)
     });
     let names = FileNames { stem, extension: plan.extension() };
-    let uploaded = tokio::select! {
-        uploaded = upload::run(target, &names, &mut output, progress) => uploaded,
-        () = lease.cancelled() => Err(Error::Cancelled),
-    };
+    let uploaded = upload::run(target, &names, &mut output, lease).await;
     // Whoever still works finds that nobody listens, and ends.
     drop(output);
     let worked = finish(work).await;

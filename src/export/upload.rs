@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::files::{Output, Written};
 use super::{PIECES_IN_FLIGHT, Target};
-use crate::db::jobs::Progress;
+use crate::db::jobs::Lease;
 use crate::error::{Error, Result};
 
 /// How the files of one table are called.
@@ -28,32 +28,33 @@ impl FileNames<'_> {
 /// Uploads file after file. An upload that breaks off is aborted.
 ///
 /// # Errors
-/// A storage out of reach, a writer that gave up.
+/// A storage out of reach, a writer that gave up, or [`Error::Cancelled`].
 pub async fn run(
     target: &Target<'_>,
     names: &FileNames<'_>,
     output: &mut mpsc::Receiver<Output>,
-    progress: &Progress,
+    lease: &Lease,
 ) -> Result<Vec<(String, Written)>> {
     let mut files = Vec::new();
     let mut upload: Option<Upload> = None;
-    while let Some(piece) = output.recv().await {
+    while let Some(piece) = unless_cancelled(lease, output.recv()).await? {
         let current = match upload.take() {
             Some(current) => current,
             None => {
                 let name = names.name(files.len() + 1);
-                let upload = target.storage.create(&target.name(&name)).await?;
+                let upload = unless_cancelled(lease, target.storage.create(&target.name(&name))).await??;
                 Upload { name, upload: Some(upload) }
             }
         };
         match piece {
             Output::Bytes(bytes) => {
-                progress.add_bytes(bytes.len() as u64);
-                upload = Some(current.put(bytes).await?);
+                lease.progress.add_bytes(bytes.len() as u64);
+                upload = Some(unless_cancelled(lease, current.put(bytes)).await??);
             }
+            // A file whose end has begun may appear at any time: it is waited for, so that whoever cleans up finds it.
             Output::End(written) => {
                 files.push((current.finish().await?, written));
-                progress.add_file();
+                lease.progress.add_file();
             }
         }
     }
@@ -63,6 +64,13 @@ pub async fn run(
             Err(Error::Internal("the writer ended within a file".into()))
         }
         None => Ok(files),
+    }
+}
+
+async fn unless_cancelled<T>(lease: &Lease, work: impl Future<Output = T>) -> Result<T> {
+    tokio::select! {
+        done = work => Ok(done),
+        () = lease.cancelled() => Err(Error::Cancelled),
     }
 }
 

@@ -14,7 +14,7 @@ use super::encode::Stats;
 use super::files::{Sink, Written};
 use super::upload::{self, FileNames};
 use super::{PIECES_IN_FLIGHT, Target};
-use crate::db::jobs::Progress;
+use crate::db::jobs::Lease;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 
@@ -31,7 +31,7 @@ pub struct Entry {
 ///
 /// # Errors
 /// A storage that fails.
-pub async fn store(target: &Target<'_>, stem: &str, entries: Vec<Entry>, progress: &Progress) -> Result<Written> {
+pub async fn store(target: &Target<'_>, stem: &str, entries: Vec<Entry>, lease: &Lease) -> Result<Written> {
     let (to_uploader, mut output) = mpsc::channel(PIECES_IN_FLIGHT);
     let storage = target.storage.clone();
     let writing = tokio::task::spawn_blocking(move || {
@@ -41,7 +41,7 @@ pub async fn store(target: &Target<'_>, stem: &str, entries: Vec<Entry>, progres
         sink.end(Stats::default())
     });
     let names = FileNames { stem, extension: "zip".to_owned() };
-    let mut uploaded = upload::run(target, &names, &mut output, progress).await?;
+    let mut uploaded = upload::run(target, &names, &mut output, lease).await?;
     writing.await.map_err(|error| Error::Internal(format!("archiving failed: {error}")))??;
     let (_, written) = uploaded.pop().ok_or_else(|| Error::Internal("an archive was not written".into()))?;
     Ok(written)

@@ -276,6 +276,7 @@ impl Run<'_> {
                 // From here on, whatever lies there is ours.
                 self.is_marked = true;
                 self.place.save(&self.manifest).await?;
+                self.place.sweep(&self.manifest).await?;
                 true
             }
             Found::Foreign(files) => {

@@ -144,10 +144,7 @@ impl Running<'_> {
             files.iter().map(|file| Entry { name: file.name.clone(), path: file.path.clone() }).collect();
         entries.push(Entry { name: manifest::FILE.to_owned(), path: inner.path.clone() });
         let name = "archive.zip";
-        let written = tokio::select! {
-            written = zip::store(&self.target, "archive", entries, &self.lease.progress) => written?,
-            () = self.lease.cancelled() => return Err(Error::Cancelled),
-        };
+        let written = zip::store(&self.target, "archive", entries, self.lease).await?;
         let rows = files.iter().map(|file| file.rows).sum();
         let archive = Artifact { rows, ..self.artifact("archive", name, written.bytes, &written.sha256)? };
         let archive = self.record(archive).await?;
