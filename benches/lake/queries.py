@@ -16,6 +16,8 @@ with open(f"{folder}/duckdb.sql") as script:
 days = "SELECT * FROM gottcha2_per_day() ORDER BY stored_on DESC LIMIT 31"
 latest, *_, earliest = [row[0] for row in connection.execute(days).fetchall()][:30]
 window = f"make_date(year, month, day) BETWEEN DATE '{earliest}' AND DATE '{latest}'"
+most = "SELECT taxid FROM gottcha2 WHERE level = 'species' GROUP BY taxid ORDER BY count(*) DESC LIMIT 1"
+frequent = connection.execute(most).fetchone()[0]
 for what, query in [
     (
         "DuckDB, 30-day aggregate by taxon",
@@ -26,6 +28,8 @@ for what, query in [
         "SELECT year, month, day, count(*), sum(read_count), avg(rel_abundance) FROM gottcha2 GROUP BY ALL",
     ),
     ("DuckDB, all rows of one sample", f"SELECT * FROM gottcha2 WHERE sample_id = '{sample}'"),
+    ("DuckDB, samples with the rarest taxon", f"SELECT * FROM gottcha2_samples_with('{taxon}')"),
+    ("DuckDB, samples with the most frequent taxon", f"SELECT * FROM gottcha2_samples_with('{frequent}')"),
     ("DuckDB, all rows of the rarest taxon", f"SELECT * FROM gottcha2 WHERE taxid = '{taxon}'"),
 ]:
     times = []
