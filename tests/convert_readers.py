@@ -3,15 +3,14 @@
 FOLDER has the examples' query_perf of two days, 2 and 3 rows, and their index_advisor. Ends with an error if any tool reads
 something else. Spark needs Java, and is left out where there is none.
 """
-import importlib.util
 import pathlib
-import shutil
 import sys
 
 import duckdb
 import polars
 import pyarrow.compute
 import pyarrow.dataset
+import spark
 
 folder = pathlib.Path(sys.argv[1])
 data = folder / "query_perf"
@@ -39,15 +38,10 @@ check("polars", *frame.select(polars.len(), polars.col("rows_examined").sum()).c
 table = pyarrow.dataset.dataset(data, partitioning="hive").to_table()
 check("pyarrow", table.num_rows, pyarrow.compute.sum(table["rows_examined"]).as_py())
 
-if shutil.which("java") is None:
-    print("Spark is left out: there is no Java")
-elif importlib.util.find_spec("pyspark") is None:
-    print("Spark is left out: there is no pyspark")
-else:
-    from pyspark.sql import SparkSession, functions
+if session := spark.session():
+    from pyspark.sql import functions
 
-    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", False).getOrCreate()
-    frame = spark.read.parquet(str(data))
+    frame = session.read.parquet(str(data))
     check("spark", *frame.agg(functions.count("*"), functions.sum("rows_examined")).first())
     assert frame.where("day = 29").count() == 3
-    spark.stop()
+    session.stop()

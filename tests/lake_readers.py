@@ -3,9 +3,7 @@
 FOLDER is a lake with hits, cut by year, month and day, whose earlier files lack the column `note`: so many rows read it as
 null. Ends with an error if any tool reads something else. Spark needs Java, and is left out where there is none.
 """
-import importlib.util
 import pathlib
-import shutil
 import sys
 
 import duckdb
@@ -13,6 +11,7 @@ import polars
 import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.parquet
+import spark
 
 folder, expected = pathlib.Path(sys.argv[1]), tuple(int(number) for number in sys.argv[2:5])
 data = folder / "hits"
@@ -52,16 +51,11 @@ for name in ("year", "month", "day"):
 table = pyarrow.dataset.dataset(data, partitioning="hive", schema=schema).to_table()
 check("pyarrow", table.num_rows, pyarrow.compute.sum(table["read_count"]).as_py(), table["note"].null_count)
 
-if shutil.which("java") is None:
-    print("Spark is left out: there is no Java")
-elif importlib.util.find_spec("pyspark") is None:
-    print("Spark is left out: there is no pyspark")
-else:
-    from pyspark.sql import SparkSession, functions
+if session := spark.session():
+    from pyspark.sql import functions
 
-    spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", False).getOrCreate()
-    frame = spark.read.option("mergeSchema", True).parquet(str(data))
+    frame = session.read.option("mergeSchema", True).parquet(str(data))
     assert {"year", "month", "day"} <= set(frame.columns)
     nulls = functions.sum(functions.when(functions.col("note").isNull(), 1).otherwise(0))
     check("spark", *frame.agg(functions.count("*"), functions.sum("read_count"), nulls).first())
-    spark.stop()
+    session.stop()

@@ -1,6 +1,5 @@
 //! `convert`: files of every form into partitions, once, and what is wrong with others told by name and line.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -15,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::app::{TestApp, eventually, gzip};
 use crate::exports::files_below;
-use crate::lake::{files_of, store_at};
+use crate::lake::{files_of, named_files, store_at};
 use crate::process::{binary, text};
 
 const SCHEMAS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/datasets/examples");
@@ -65,27 +64,12 @@ impl Desk {
 
     /// The rows of a dataset, each with its partition, sorted.
     fn rows(&self, dataset: &str) -> Vec<String> {
-        let root = self.out().join(dataset);
-        let manifest: Value =
-            serde_json::from_slice(&fs::read(root.join("_manifest.json")).expect("manifest")).expect("JSON");
-        let mut named = BTreeMap::new();
-        for partition in manifest["partitions"].as_array().expect("partitions") {
-            for file in partition["files"].as_array().expect("files") {
-                named.insert(file["path"].as_str().expect("path").to_owned(), file.clone());
-            }
-        }
-        let mut found = files_of(&root);
-        found.remove("_manifest.json");
-        assert_eq!(named.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
         let mut rows = Vec::new();
-        for (path, bytes) in found {
-            let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
-            assert_eq!(named[&path]["sha256"], data_encoding::HEXLOWER.encode(&digest));
-            assert_eq!(named[&path]["bytes"], bytes.len());
+        for (path, bytes, expected) in named_files(&self.out().join(dataset)) {
             let before = rows.len();
             let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
             rows.extend(rows_of(bytes).into_iter().map(|row| format!("{folder}: {row}")));
-            assert_eq!(named[&path]["rows"], rows.len() - before);
+            assert_eq!(expected, rows.len() - before);
         }
         rows.sort();
         rows

@@ -78,26 +78,34 @@ pub fn files_of(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     files_below(folder).iter().map(|path| (name(path), std::fs::read(path).expect("file"))).collect()
 }
 
-/// All (submission_id, ordinal) of `FOLDER/gottcha2`, sorted.
-pub fn rows_of(folder: &Path) -> Vec<(i64, i64)> {
-    let root = folder.join("gottcha2");
+/// The files of a dataset, each with its path and what the manifest says of its rows: all are named, and as they are named.
+pub fn named_files(root: &Path) -> Vec<(String, Vec<u8>, usize)> {
     let manifest: Value =
         serde_json::from_slice(&std::fs::read(root.join("_manifest.json")).expect("manifest")).expect("JSON");
-    let mut named = BTreeMap::new();
-    for partition in manifest["partitions"].as_array().expect("partitions") {
-        for file in partition["files"].as_array().expect("files") {
-            named.insert(file["path"].as_str().expect("path").to_owned(), file.clone());
-        }
-    }
-    let mut found = files_of(&root);
+    let mut found = files_of(root);
     found.remove("_manifest.json");
-    assert_eq!(named.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
-    let mut rows = Vec::new();
-    for (path, bytes) in found {
-        let file = &named[&path];
+    let mut files = Vec::new();
+    for file in manifest["partitions"]
+        .as_array()
+        .expect("partitions")
+        .iter()
+        .flat_map(|partition| partition["files"].as_array().expect("files"))
+    {
+        let path = file["path"].as_str().expect("path").to_owned();
+        let bytes = found.remove(&path).unwrap_or_else(|| panic!("{path} is missing"));
         assert_eq!(file["bytes"], bytes.len());
         let digest = <sha2::Sha256 as sha2::Digest>::digest(&bytes);
         assert_eq!(file["sha256"], data_encoding::HEXLOWER.encode(&digest));
+        files.push((path, bytes, usize::try_from(file["rows"].as_u64().expect("rows")).expect("rows")));
+    }
+    assert_eq!(found.keys().collect::<Vec<_>>(), Vec::<&String>::new(), "files that no manifest names");
+    files
+}
+
+/// All (submission_id, ordinal) of `FOLDER/gottcha2`, sorted.
+pub fn rows_of(folder: &Path) -> Vec<(i64, i64)> {
+    let mut rows = Vec::new();
+    for (_, bytes, expected) in named_files(&folder.join("gottcha2")) {
         let before = rows.len();
         let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(bytes)).expect("Parquet");
         for batch in reader.build().expect("reader") {
@@ -106,7 +114,7 @@ pub fn rows_of(folder: &Path) -> Vec<(i64, i64)> {
             let (submissions, ordinals) = (column("submission_id"), column("ordinal"));
             rows.extend((0..batch.num_rows()).map(|row| (submissions.value(row), ordinals.value(row))));
         }
-        assert_eq!(file["rows"], rows.len() - before);
+        assert_eq!(expected, rows.len() - before);
     }
     rows.sort_unstable();
     rows
