@@ -57,6 +57,13 @@ def export_what_there_is(case, table):
     """Names columns of the dataset, and leaves out what excludes each other."""
     for field in ["compression", "compression_level", "to"]:
         case.body.pop(field, None)
+    if case.body.get("partition") is None:
+        case.body.pop("overwrite", None)
+    else:
+        # Partitions hold whole submissions with all their columns, and are cut by columns that there are.
+        case.body["partition"].update(temporal="year,month,day", by=[])
+        for field in ["columns", "filters", "labkey_columns", "row_limit"]:
+            case.body.pop(field, None)
     schema = record_schema(case, table)
     names = list(schema["properties"]) if schema else []
     if case.body.get("columns"):
