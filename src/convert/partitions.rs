@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::export::decode::BATCH;
 use crate::export::parquet::{self, Layout};
 use crate::export::spec::Plan;
-use crate::lake::manifest::{File, Ids, Partition};
+use crate::lake::manifest::{self, File, Ids, Partition};
 use crate::lake::partition::{Span, folder, label, path};
 
 /// Bytes of rows that wait in memory.
@@ -226,6 +226,7 @@ impl<'c> Partitions<'c> {
             rows,
             bytes,
             sha256: data_encoding::HEXLOWER.encode(&sha256),
+            schema: manifest::schema(&manifest::columns(self.cut.plan)),
             min_time: moment(part.times.map(|(min, _)| min)),
             max_time: moment(part.times.map(|(_, max)| max)),
         });

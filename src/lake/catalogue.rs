@@ -2,12 +2,14 @@
 //!
 //! It is made of the manifests of all datasets in a folder, and written only where it differs from what is there.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sqlx::PgPool;
 
 use super::Place;
-use super::manifest::Manifest;
+use super::manifest::{self, Manifest};
 use crate::config::Level;
 use crate::dataset::Kind;
 use crate::db::jobs::Lease;
@@ -16,6 +18,16 @@ use crate::export::spec::TIME_COLUMN;
 
 /// The beginning of the README; the datasets follow.
 const README: &str = include_str!("README.md");
+
+/// The beginning of the script for DuckDB; the datasets follow.
+const DUCKDB: &str = "\
+-- Views and macros for DuckDB 1.2 or later. Written anew with each change of the data: read it at the beginning
+-- of each session (`.read duckdb.sql`), since it names the files that make up each dataset.
+
+-- Files never change, so that what was read of one once holds. A column is read in one go, not header by header.
+SET parquet_metadata_cache = true;
+SET prefetch_all_parquet_files = true;
+";
 
 /// Columns that name a taxon, the best first; and what the taxon is called.
 const TAXA: [&str; 3] = ["adjusted_taxid", "taxid", "staxids"];
@@ -106,10 +118,7 @@ const fn duckdb_type(kind: Kind) -> &'static str {
 }
 
 fn duckdb(place: &Place<'_>, manifests: &[Manifest]) -> String {
-    let mut text =
-        "-- Views and macros for DuckDB. Written anew with each change of the data: read it at the beginning of\n\
-                    -- each session (`.read duckdb.sql`), since it names the files that make up each dataset.\n"
-            .to_owned();
+    let mut text = DUCKDB.to_owned();
     for manifest in manifests {
         text.push_str(&format!("\n-- {}\n{}{}", manifest.title, view(place, manifest), macros(manifest)));
     }
@@ -118,12 +127,8 @@ fn duckdb(place: &Place<'_>, manifests: &[Manifest]) -> String {
 
 fn view(place: &Place<'_>, manifest: &Manifest) -> String {
     let name = quoted(&manifest.dataset);
-    let files: Vec<String> = manifest
-        .files()
-        .map(|file| format!("    '{}'", place.url(&format!("{}/{}", manifest.dataset, file.path)).replace('\'', "''")))
-        .collect();
     let partitions = partition_columns(manifest);
-    if files.is_empty() {
+    if manifest.files().next().is_none() {
         let of_files = manifest.columns.iter().map(|column| (column.name.as_str(), duckdb_type(column.kind)));
         let of_paths = partitions.into_iter().filter(|(name, _)| !has(manifest, name));
         let columns: Vec<String> =
@@ -131,12 +136,27 @@ fn view(place: &Place<'_>, manifest: &Manifest) -> String {
         return format!("CREATE OR REPLACE VIEW {name} AS SELECT {} WHERE false;\n", columns.join(", "));
     }
     let types: Vec<String> = partitions.iter().map(|(name, kind)| format!("{}: {kind}", quoted(name))).collect();
-    format!(
-        "CREATE OR REPLACE VIEW {name} AS SELECT * FROM read_parquet([\n{}\n], hive_partitioning = true, \
-         union_by_name = true, hive_types = {{{}}});\n",
-        files.join(",\n"),
-        types.join(", ")
-    )
+    let read = |files: Vec<String>| {
+        format!(
+            "SELECT * FROM read_parquet([\n{}\n], hive_partitioning = true, hive_types = {{{}}})",
+            files.join(",\n"),
+            types.join(", ")
+        )
+    };
+    let reads: Vec<String> = files_by_schema(place, manifest).into_iter().map(read).collect();
+    format!("CREATE OR REPLACE VIEW {name} AS {};\n", reads.join("\nUNION ALL BY NAME "))
+}
+
+/// The files as SQL, those with the same columns together and the newest columns first. To unite what has the same columns
+/// anyway (`union_by_name`), DuckDB would look into every file before it begins.
+fn files_by_schema(place: &Place<'_>, manifest: &Manifest) -> Vec<Vec<String>> {
+    let newest = manifest::schema(&manifest.columns);
+    let mut schemas: BTreeMap<(bool, &str), Vec<String>> = BTreeMap::new();
+    for file in manifest.files() {
+        let url = place.url(&format!("{}/{}", manifest.dataset, file.path)).replace('\'', "''");
+        schemas.entry((file.schema != newest, &file.schema)).or_default().push(format!("    '{url}'"));
+    }
+    schemas.into_values().collect()
 }
 
 /// Questions that are asked of most datasets, as far as its columns answer them.

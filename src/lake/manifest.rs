@@ -94,6 +94,8 @@ pub struct File {
     pub bytes: u64,
     /// The digest of its bytes.
     pub sha256: String,
+    /// The digest of its columns, as [`schema`] gives it: files with the same one have the same columns.
+    pub schema: String,
     /// When the earliest of its rows was stored.
     pub min_time: Option<DateTime<Utc>>,
     /// When the latest was.
@@ -247,6 +249,16 @@ pub fn columns(plan: &Plan) -> Vec<ColumnNote> {
         }
     };
     plan.columns.iter().map(note).collect()
+}
+
+/// The digest of the names and types of columns.
+#[must_use]
+pub fn schema(columns: &[ColumnNote]) -> String {
+    let mut digest = Sha256::new();
+    for column in columns {
+        digest.update(format!("{} {:?}\n", column.name, column.kind));
+    }
+    data_encoding::HEXLOWER.encode(&digest.finalize()[..4])
 }
 
 /// The digest of submissions, in the order of their ids.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use chrono::DateTime;
 
 use super::changes::{Action, Task};
-use super::manifest::File;
+use super::manifest::{self, File};
 use super::place::run_digits;
 use super::{Place, Wish, partition};
 use crate::config::ExportConfig;
@@ -127,11 +127,13 @@ impl Writing<'_> {
                 return Err(error);
             }
         };
+        let schema = manifest::schema(&manifest::columns(&self.wish.plan));
         let file = |(name, file): (String, export::files::Written)| File {
             path: if piece.folder.is_empty() { name } else { format!("{}/{name}", piece.folder) },
             rows: file.stats.rows,
             bytes: file.bytes,
             sha256: data_encoding::HEXLOWER.encode(&file.sha256),
+            schema: schema.clone(),
             min_time: file.stats.time.and_then(|(min, _)| DateTime::from_timestamp_micros(min)),
             max_time: file.stats.time.and_then(|(_, max)| DateTime::from_timestamp_micros(max)),
         };
