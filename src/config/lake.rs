@@ -19,7 +19,6 @@ pub struct LakeConfig {
     pub temporal: Temporal,
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
-    pub compression_level: i32,
 }
 
 /// A level at which time is cut.

@@ -249,7 +249,6 @@ impl Config {
         self.check_export(&mut check);
         self.check_notify(&mut check);
         check(self.lake.grace <= Duration::from_secs(3600), "lake.grace", "must be at most 1h");
-        check((1..=22).contains(&self.lake.compression_level), "lake.compression_level", "must be between 1 and 22");
         self.labkey.check(&mut check);
         let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
         let unique = names.len() == self.auth.tokens.len() && !names.contains("");

@@ -95,15 +95,30 @@ pub async fn pages(connection: &mut PgConnection, table: &str) -> Result<i64> {
     Ok(pages.bind(table).fetch_one(connection).await?)
 }
 
-/// Columns of a table that hardly any row fills, as far as PostgreSQL's statistics know.
+/// What PostgreSQL's statistics guess of the values of a column.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Guess {
+    /// The column.
+    pub name: String,
+    /// Whether hardly any row fills it.
+    pub is_sparse: bool,
+    /// Whether it has too many values for a dictionary: more than a tenth of the rows, or than [`MANY_VALUES`].
+    pub is_diverse: bool,
+}
+
+/// Distinct values of which hardly any repeats within the rows that are encoded together.
+const MANY_VALUES: f32 = 65_536.0;
+
+/// What is guessed of the columns of a table; nothing of one that was never analyzed.
 ///
 /// # Errors
 /// What PostgreSQL says.
-pub async fn sparse_columns(connection: &mut PgConnection, table: &str) -> Result<Vec<String>> {
-    let columns = sqlx::query_scalar(
-        "-- tables.sparse_columns
-        SELECT attname::text FROM pg_stats
-        WHERE schemaname = current_schema() AND tablename = $1 AND null_frac > 0.99",
+pub async fn guesses(connection: &mut PgConnection, table: &str) -> Result<Vec<Guess>> {
+    // The number of values is written as a share, with a minus, where it is more than a tenth of the rows.
+    let columns = sqlx::query_as(
+        "-- tables.guesses
+        SELECT attname::text AS name, null_frac > 0.99 AS is_sparse, n_distinct < 0 OR n_distinct > $2 AS is_diverse
+        FROM pg_stats WHERE schemaname = current_schema() AND tablename = $1",
     );
-    Ok(columns.bind(table).fetch_all(connection).await?)
+    Ok(columns.bind(table).bind(MANY_VALUES).fetch_all(connection).await?)
 }

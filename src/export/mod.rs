@@ -167,7 +167,7 @@ pub async fn write(
     lease: &Lease,
 ) -> Result<Exported> {
     let progress = &lease.progress;
-    plan.expect_sparse(&table.sparse);
+    plan.expect(&table.guesses);
     let snapshot_at = snapshot.taken_at;
     let ranges = Arc::new(Ranges::new(&plan, config, table));
     let mut connections = Vec::new();

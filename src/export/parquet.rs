@@ -35,6 +35,10 @@ const NUMBER_DICTIONARY: usize = 64 * 1024;
 /// Rows of one page. Pages end with batches, so this is a multiple of a batch.
 const PAGE_ROWS: usize = 6 * BATCH;
 
+/// The same where few rows of a file are wanted: readers decompress all pages before the one that they want, and none after
+/// it. Zstandard finds less in less, so files grow by a twentieth.
+const SHORT_PAGE_ROWS: usize = 2 * BATCH;
+
 /// Distinct values of a looked-up column in one row group that its Bloom filter is made for, and its rate of errors:
 /// about 24 KiB a filter.
 const BLOOM_VALUES: u64 = 20_000;
@@ -216,7 +220,7 @@ fn properties(plan: &Plan, notes: &[(&str, String)]) -> Result<WriterProperties>
         .set_created_by(format!("nvd-support-car version {}", env!("CARGO_PKG_VERSION")))
         .set_compression(codec)
         .set_dictionary_page_size_limit(TEXT_DICTIONARY)
-        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_data_page_row_count_limit(if plan.has_short_pages { SHORT_PAGE_ROWS } else { PAGE_ROWS })
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_statistics_truncate_length(Some(STATISTICS))
         .set_column_index_truncate_length(Some(STATISTICS))

@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use super::decode::Decoder;
 use super::spec::Plan;
 use crate::dataset::Dataset;
-use crate::db;
 use crate::db::jobs::Progress;
+use crate::db::{self, Guess};
 use crate::error::Result;
 use arrow::array::RecordBatch;
 
@@ -44,8 +44,8 @@ pub struct Table {
     pub rows: u64,
     /// When its earliest and its latest row was stored.
     pub time: Option<(DateTime<Utc>, DateTime<Utc>)>,
-    /// Columns that hardly any row fills, as far as PostgreSQL's statistics know.
-    pub sparse: Vec<String>,
+    /// What is guessed of its columns.
+    pub guesses: Vec<Guess>,
 }
 
 impl Snapshot {
@@ -77,9 +77,9 @@ impl Snapshot {
         .await?;
         // After the snapshot: pages that come later hold no row of it.
         let pages = db::pages(&mut connection, &dataset.table).await?;
-        let sparse = db::sparse_columns(&mut connection, &dataset.table).await?;
+        let guesses = db::guesses(&mut connection, &dataset.table).await?;
         self.give_back(connection);
-        Ok(Table { pages, rows: rows.unsigned_abs(), time: first.zip(last), sparse })
+        Ok(Table { pages, rows: rows.unsigned_abs(), time: first.zip(last), guesses })
     }
 
     /// A connection that sees this state.

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 pub use crate::config::{Compression, Format};
 use crate::dataset::{Cell, Dataset, Fault, Kind, arrow, sql};
+use crate::db::Guess;
 use crate::error::{Error, Result};
 
 /// The column that says when a row was stored: ranges of time are about it.
@@ -106,6 +107,8 @@ pub struct Plan {
     pub row_limit: Option<u64>,
     /// Whether an index finds the rows, so that reading all of the table would be a waste.
     pub is_lookup: bool,
+    /// Whether readers are expected to want few rows of each file.
+    pub has_short_pages: bool,
     /// Positions of columns that hardly any row fills. They are read together, as one value, from the rows that do.
     pub sparse: Vec<usize>,
     conditions: Vec<String>,
@@ -139,6 +142,7 @@ impl ExportSpec {
             level,
             row_limit: self.row_limit,
             is_lookup: !self.filters.is_empty(),
+            has_short_pages: false,
             sparse: Vec::new(),
             conditions,
         })
@@ -219,11 +223,17 @@ impl ExportSpec {
 }
 
 impl Plan {
-    /// Takes these columns for sparse: a guess, which decides about speed only.
-    pub fn expect_sparse(&mut self, names: &[String]) {
-        let is_sparse = |column: &Selected| column.is_plain && names.contains(&column.name);
-        let columns = self.columns.iter().enumerate();
-        self.sparse = columns.filter(|(_, column)| is_sparse(column)).map(|(position, _)| position).collect();
+    /// Fits reading and writing to what is guessed of the columns, which decides about speed and size only.
+    pub fn expect(&mut self, guesses: &[Guess]) {
+        for (position, column) in self.columns.iter_mut().enumerate().filter(|(_, column)| column.is_plain) {
+            let Some(guess) = guesses.iter().find(|guess| guess.name == column.name) else { continue };
+            // A dictionary of numbers that hardly repeat would be given up before long, and stay in the file.
+            let is_number = matches!(column.kind, Kind::Int | Kind::Float);
+            column.repeats &= !(guess.is_sparse || (guess.is_diverse && is_number));
+            if guess.is_sparse {
+                self.sparse.push(position);
+            }
+        }
         // COPY needs a column.
         if self.sparse.len() == self.columns.len() {
             self.sparse.clear();

@@ -92,7 +92,8 @@ impl Wish {
             return Err(Error::Faults(faults));
         }
         let rows = ExportSpec { from: None, to: None, service_columns: true, ..spec.clone() };
-        let mut plan = rows.plan(dataset, (config.export.compression, config.lake.compression_level))?;
+        let mut plan = rows.plan(dataset, (config.export.compression, config.export.compression_level))?;
+        plan.has_short_pages = true;
         if partitioning.keep_columns {
             let levels = partitioning.temporal.iter().flat_map(|temporal| temporal.levels());
             levels.for_each(|level| plan.add_time_part(level.as_str()));

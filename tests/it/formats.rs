@@ -267,3 +267,32 @@ async fn a_parquet_file_says_what_it_is_and_lets_readers_skip() {
         assert!(column.offset_index_offset().is_some() && column.column_index_offset().is_some(), "{name}");
     }
 }
+
+#[tokio::test]
+async fn only_columns_whose_values_repeat_have_a_dictionary() {
+    let app = TestApp::start().await;
+    let record = |row: u32| {
+        json!({"sample_id": "S1", "level": "species", "name": "Zika virus", "taxid": "64320", "read_count": row % 7,
+            "total_bp_mapped": row, "rel_abundance": f64::from(row) / 7e3, "depth": f64::from(row % 7)})
+    };
+    let body: String = (0..5_000).map(|row| format!("{}\n", record(row))).collect();
+    app.store("/ingest-gottcha2", gzip(body)).await;
+    sqlx::query("ANALYZE gottcha2_full").execute(&app.pool).await.expect("statistics");
+    let export = app.export(json!({"table": "gottcha2"})).await;
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::from(app.download(&export).await)).expect("Parquet");
+    for (name, has_dictionary) in [
+        ("taxid", true),
+        ("read_count", true),
+        ("depth", true),
+        ("total_bp_mapped", false),
+        ("rel_abundance", false),
+        // Nobody fills these.
+        ("zscore", false),
+        ("note", false),
+    ] {
+        let columns = reader.metadata().row_group(0).columns();
+        let column = columns.iter().find(|column| column.column_path().string() == name).expect("column");
+        assert_eq!(column.dictionary_page_offset().is_some(), has_dictionary, "{name}");
+    }
+}
