@@ -9,6 +9,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
+use sqlx::AssertSqlSafe;
 
 use crate::app::{RECORD, TestApp, eventually};
 use crate::exports::{files_below, stored};
@@ -106,6 +107,66 @@ async fn a_run_that_is_killed_at_any_time_is_made_whole_by_the_next() {
     }
     assert!(command().status().expect("run").success());
     assert!(rows_of(&out) == stored_rows(&app).await, "the files differ from the table");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_is_killed_in_any_phase_is_made_whole_by_the_next() {
+    let app = TestApp::start().await;
+    for day in 1..=28 {
+        store_at(&app, &format!("S{day}"), 3_000, &format!("2026-02-{day:02}T12:00:00Z")).await;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let out = folder.path().join("lake");
+    let command = |grace: &str| {
+        let mut command = binary(&folder.path().join("data"));
+        command.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day"]);
+        command.args(["--set", &format!("lake.grace={grace}"), "-o"]).arg(&out);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let content = |file: &str| std::fs::read_to_string(out.join(file)).unwrap_or_default();
+    let waits = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+        WHERE NOT granted AND datname = current_database()";
+    assert!(command("0s").status().expect("run").success());
+    for (index, phase) in ["comparing", "writing", "catalogue", "waiting for readers"].into_iter().enumerate() {
+        // Every run has something to write, to name and to remove.
+        let body = format!("{RECORD}\n").repeat(100 + index);
+        let path = "/ingest/gottcha2/replaced?on_conflict=replace";
+        assert!(app.request("PUT", path).body(body).send().await.expect("answer").status().is_success());
+        let before = (content("gottcha2/_manifest.json"), content("duckdb.sql"));
+        let files = files_below(&out).len();
+        // What the phase needs is held back, so that the process stands still in it; and to write all anew takes its time.
+        let mut hold = app.pool.begin().await.expect("transaction");
+        let held = match phase {
+            "comparing" => "LOCK TABLE submissions".to_owned(),
+            "catalogue" => format!("SELECT pg_advisory_xact_lock(hashtextextended('{}/', 6))", out.display()),
+            _ => "SELECT 1".to_owned(),
+        };
+        sqlx::query(AssertSqlSafe(held)).execute(&mut *hold).await.expect("hold");
+        let mut killed = command(if phase == "waiting for readers" { "60s" } else { "0s" });
+        if phase == "writing" {
+            killed.arg("--overwrite");
+        }
+        let mut child = killed.spawn().expect("start");
+        eventually(phase, async || match phase {
+            "comparing" => app.scalar::<i64>(waits).await > 0,
+            "writing" => (0..50).any(|_| {
+                std::thread::sleep(Duration::from_millis(1));
+                files_below(&out).len() > files
+            }),
+            "catalogue" => content("gottcha2/_manifest.json") != before.0,
+            _ => content("duckdb.sql") != before.1,
+        })
+        .await;
+        assert!(child.try_wait().expect("state").is_none(), "{phase}: the run had ended before it was killed");
+        child.kill().expect("kill");
+        child.wait().expect("wait");
+        hold.rollback().await.expect("rollback");
+        let is_switched = content("gottcha2/_manifest.json") != before.0;
+        assert_eq!(is_switched, ["catalogue", "waiting for readers"].contains(&phase), "{phase}: killed in another");
+        assert!(command("0s").status().expect("run").success(), "{phase}");
+        assert!(rows_of(&out) == stored_rows(&app).await, "{phase}: the files differ from the table");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
