@@ -6,6 +6,8 @@ use std::path::Path;
 
 use flate2::bufread::GzDecoder;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use sqlx::query_builder::Separated;
 use sqlx::{Postgres, QueryBuilder};
 
 use crate::service::Service;
@@ -13,32 +15,84 @@ use crate::service::Service;
 /// Rows of one INSERT.
 const INSERT_ROWS: usize = 500;
 
-/// The record of the prototype of this service: 11 fields.
-#[derive(Deserialize)]
-struct Record {
-    sample_id: String,
-    level: String,
-    name: String,
-    taxid: String,
-    read_count: i64,
-    total_bp_mapped: i64,
-    ani_ci95: f64,
-    covered_sig_len: i64,
-    best_sig_cov: f64,
-    depth: f64,
-    rel_abundance: f64,
+/// A record that is inserted, and the table for it.
+pub trait Record: DeserializeOwned {
+    /// Its fields and their types in the table.
+    const COLUMNS: &'static [(&'static str, &'static str)];
+
+    /// Binds the fields to one row of an INSERT.
+    fn bind(self, row: Separated<'_, Postgres, &'static str>);
 }
 
-/// Makes the prototype's table with its B-trees.
-pub async fn create_insert_table(service: &Service) {
+macro_rules! record {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $kind:ty = $column:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Deserialize)]
+        pub struct $name { $($field: $kind,)* }
+
+        impl Record for $name {
+            const COLUMNS: &'static [(&'static str, &'static str)] = &[$((stringify!($field), $column),)*];
+
+            fn bind(self, mut row: Separated<'_, Postgres, &'static str>) {
+                $(row.push_bind(self.$field);)*
+            }
+        }
+    };
+}
+
+record! {
+    /// All fields, as the service stores them.
+    Whole {
+        sample_id: String = "text",
+        run_id: String = "text",
+        level: String = "text",
+        name: String = "text",
+        taxid: String = "text",
+        read_count: i64 = "bigint",
+        total_bp_mapped: i64 = "bigint",
+        ani_ci95: f64 = "double precision",
+        covered_sig_len: i64 = "bigint",
+        best_sig_cov: f64 = "double precision",
+        depth: f64 = "double precision",
+        rel_abundance: f64 = "double precision",
+        total_read_len: i64 = "bigint",
+        read_idt: f64 = "double precision",
+        total_bp_mismatch: i64 = "bigint",
+        total_bp_indel: i64 = "bigint",
+        sig_cov: f64 = "double precision",
+        zscore: f64 = "double precision",
+        abundance: f64 = "double precision",
+        genome_count: i64 = "bigint",
+        note: String = "text",
+    }
+}
+
+record! {
+    /// The 11 fields that the prototype of this service stores.
+    Prototype {
+        sample_id: String = "text",
+        level: String = "text",
+        name: String = "text",
+        taxid: String = "text",
+        read_count: i64 = "bigint",
+        total_bp_mapped: i64 = "bigint",
+        ani_ci95: f64 = "double precision",
+        covered_sig_len: i64 = "bigint",
+        best_sig_cov: f64 = "double precision",
+        depth: f64 = "double precision",
+        rel_abundance: f64 = "double precision",
+    }
+}
+
+/// Makes a table for such records, with the prototype's B-trees.
+pub async fn create_insert_table<R: Record>(service: &Service) {
+    let columns: Vec<String> = R::COLUMNS.iter().map(|(name, kind)| format!("{name} {kind} NOT NULL")).collect();
+    service.execute("DROP TABLE IF EXISTS gottcha2_results").await;
     service
-        .execute(
-            "CREATE TABLE gottcha2_results (id bigserial PRIMARY KEY, sample_id text NOT NULL, level text NOT NULL,
-             name text NOT NULL, taxid text NOT NULL, read_count bigint NOT NULL, total_bp_mapped bigint NOT NULL,
-             ani_ci95 double precision NOT NULL, covered_sig_len bigint NOT NULL, best_sig_cov double precision NOT NULL,
-             depth double precision NOT NULL, rel_abundance double precision NOT NULL,
-             created_at timestamptz NOT NULL DEFAULT now())",
-        )
+        .execute(&format!(
+            "CREATE TABLE gottcha2_results (id bigserial PRIMARY KEY, {}, created_at timestamptz NOT NULL DEFAULT now())",
+            columns.join(", ")
+        ))
         .await;
     for column in ["sample_id", "level", "taxid"] {
         service.execute(&format!("CREATE INDEX ON gottcha2_results ({column})")).await;
@@ -46,11 +100,13 @@ pub async fn create_insert_table(service: &Service) {
 }
 
 /// Reads a gzip body and inserts its rows, 500 at a time, each in a transaction of its own.
-pub async fn insert(service: &Service, body: &Path) {
+pub async fn insert<R: Record>(service: &Service, body: &Path) {
     let file = BufReader::new(File::open(body).expect("body"));
     let mut lines = BufReader::new(GzDecoder::new(file)).lines();
+    let columns: Vec<&str> = R::COLUMNS.iter().map(|(name, _)| *name).collect();
+    let begin = format!("INSERT INTO gottcha2_results ({}) ", columns.join(", "));
     loop {
-        let records: Vec<Record> = lines
+        let records: Vec<R> = lines
             .by_ref()
             .take(INSERT_ROWS)
             .map(|line| serde_json::from_str(&line.expect("line")).expect("record"))
@@ -58,23 +114,8 @@ pub async fn insert(service: &Service, body: &Path) {
         if records.is_empty() {
             return;
         }
-        let mut insert: QueryBuilder<Postgres> = QueryBuilder::new(
-            "INSERT INTO gottcha2_results (sample_id, level, name, taxid, read_count, total_bp_mapped, ani_ci95,
-             covered_sig_len, best_sig_cov, depth, rel_abundance) ",
-        );
-        insert.push_values(records, |mut row, record| {
-            row.push_bind(record.sample_id)
-                .push_bind(record.level)
-                .push_bind(record.name)
-                .push_bind(record.taxid)
-                .push_bind(record.read_count)
-                .push_bind(record.total_bp_mapped)
-                .push_bind(record.ani_ci95)
-                .push_bind(record.covered_sig_len)
-                .push_bind(record.best_sig_cov)
-                .push_bind(record.depth)
-                .push_bind(record.rel_abundance);
-        });
+        let mut insert: QueryBuilder<Postgres> = QueryBuilder::new(&begin);
+        insert.push_values(records, |row, record| record.bind(row));
         insert.build().execute(&service.pool).await.expect("insert");
     }
 }
