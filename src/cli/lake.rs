@@ -78,7 +78,7 @@ impl Partitioned {
             keep_columns: self.keep_partition_columns,
         };
         let config = &app.config;
-        let mut wish = Wish::new(dataset, &spec, &partitioning, self.overwrite, config)?;
+        let mut wish = Wish::new(dataset, &spec, &partitioning, self.overwrite, &config.export)?;
         wish.historical = self.historical;
         wish.grace = config.lake.grace;
         wish.jobs = self.jobs.map_or(wish.jobs, usize::from);

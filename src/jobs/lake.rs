@@ -37,7 +37,7 @@ impl LakeRun {
         let dataset = app.datasets.get(&self.dataset);
         let dataset = dataset.ok_or_else(|| Error::NotFound { what: "dataset", name: self.dataset.clone() })?;
         let config = &app.config;
-        let mut wish = Wish::new(dataset, &self.spec, &self.partitioning, self.overwrite, config)?;
+        let mut wish = Wish::new(dataset, &self.spec, &self.partitioning, self.overwrite, &config.export)?;
         // What an attempt has finished, the next one need not do again.
         wish.historical = true;
         wish.grace = config.lake.grace;

@@ -22,7 +22,7 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 
-use crate::config::{Config, ExportConfig, Format, Partitioning};
+use crate::config::{ExportConfig, Format, Partitioning};
 use crate::dataset::{Dataset, Fault};
 use crate::db::jobs::Lease;
 use crate::db::lake::{self as db, Lock};
@@ -71,7 +71,7 @@ impl Wish {
         spec: &ExportSpec,
         partitioning: &Partitioning,
         overwrite: bool,
-        config: &Config,
+        config: &ExportConfig,
     ) -> Result<Self> {
         let mut faults = partition::faults(dataset, partitioning);
         let whole = "cannot be chosen in a partitioned dataset, which holds whole submissions";
@@ -92,7 +92,7 @@ impl Wish {
             return Err(Error::Faults(faults));
         }
         let rows = ExportSpec { from: None, to: None, service_columns: true, ..spec.clone() };
-        let mut plan = rows.plan(dataset, (config.export.compression, config.export.compression_level))?;
+        let mut plan = rows.plan(dataset, (config.compression, config.compression_level))?;
         plan.has_short_pages = true;
         if partitioning.keep_columns {
             let levels = partitioning.temporal.iter().flat_map(|temporal| temporal.levels());
@@ -100,13 +100,13 @@ impl Wish {
         } else {
             plan.leave_out(&partitioning.by);
         }
-        let small = config.export.file_size.as_u64() / SMALL;
+        let small = config.file_size.as_u64() / SMALL;
         Ok(Self {
             plan,
             partitioning: partitioning.clone(),
             choice: Choice { from: spec.from, to: spec.to, overwrite, small },
             historical: false,
-            jobs: config.export.connections,
+            jobs: config.connections,
             grace: Duration::ZERO,
         })
     }

@@ -44,7 +44,7 @@ impl Lake {
     pub fn wish(&self, app: &TestApp, overwrite: bool) -> Wish {
         let dataset = app.app.datasets.get("gottcha2").expect("dataset");
         let spec = ExportSpec::default();
-        Wish::new(dataset, &spec, &self.partitioning, overwrite, &app.app.config).expect("wish")
+        Wish::new(dataset, &spec, &self.partitioning, overwrite, &app.app.config.export).expect("wish")
     }
 
     pub async fn run(&self, app: &TestApp, wish: &Wish) -> Result<Outcome> {

@@ -1,7 +1,7 @@
 //! Partitioned datasets while everything moves: clients that store, replace and remove at random, and kill -9.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -75,19 +75,30 @@ async fn eight_clients_that_store_replace_and_remove_end_in_files_that_equal_the
     }
 }
 
+/// Rows of each day of a month.
+async fn store_days(app: &TestApp) {
+    for day in 1..=28 {
+        store_at(app, &format!("S{day}"), 3_000, &format!("2026-02-{day:02}T12:00:00Z")).await;
+    }
+}
+
+/// The command that writes them by day.
+fn export(app: &TestApp, folder: &Path, out: &Path) -> Command {
+    let mut command = binary(&folder.join("data"));
+    command.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day"]);
+    command.arg("-o").arg(out).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_is_killed_at_any_time_is_made_whole_by_the_next() {
     let app = TestApp::start().await;
-    for day in 1..=28 {
-        store_at(&app, &format!("S{day}"), 3_000, &format!("2026-02-{day:02}T12:00:00Z")).await;
-    }
+    store_days(&app).await;
     let folder = tempfile::tempdir().expect("folder");
     let out = folder.path().join("lake");
     let command = || {
-        let mut command = binary(&folder.path().join("data"));
-        command.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day"]);
-        command.args(["--historical", "--set", "lake.grace=0s", "-o"]).arg(&out);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut command = export(&app, folder.path(), &out);
+        command.args(["--historical", "--set", "lake.grace=0s"]);
         command
     };
     let mut named = 0;
@@ -112,16 +123,12 @@ async fn a_run_that_is_killed_at_any_time_is_made_whole_by_the_next() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_is_killed_in_any_phase_is_made_whole_by_the_next() {
     let app = TestApp::start().await;
-    for day in 1..=28 {
-        store_at(&app, &format!("S{day}"), 3_000, &format!("2026-02-{day:02}T12:00:00Z")).await;
-    }
+    store_days(&app).await;
     let folder = tempfile::tempdir().expect("folder");
     let out = folder.path().join("lake");
     let command = |grace: &str| {
-        let mut command = binary(&folder.path().join("data"));
-        command.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day"]);
-        command.args(["--set", &format!("lake.grace={grace}"), "-o"]).arg(&out);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut command = export(&app, folder.path(), &out);
+        command.args(["--set", &format!("lake.grace={grace}")]);
         command
     };
     let content = |file: &str| std::fs::read_to_string(out.join(file)).unwrap_or_default();
@@ -172,20 +179,12 @@ async fn a_run_that_is_killed_in_any_phase_is_made_whole_by_the_next() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_first_run_that_is_interrupted_leaves_nothing_behind() {
     let app = TestApp::start().await;
-    for day in 1..=28 {
-        store_at(&app, &format!("S{day}"), 3_000, &format!("2026-02-{day:02}T12:00:00Z")).await;
-    }
+    store_days(&app).await;
     let folder = tempfile::tempdir().expect("folder");
-    let command = |out: &Path| {
-        let mut command = binary(&folder.path().join("data"));
-        command.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day"]);
-        command.arg("-o").arg(out).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    };
     let mut interrupted = 0;
     for wait in [400, 600, 800] {
         let out = folder.path().join(format!("lake{wait}"));
-        let mut child = command(&out).spawn().expect("start");
+        let mut child = export(&app, folder.path(), &out).spawn().expect("start");
         eventually("a file is written", async || out.exists() && !files_below(&out).is_empty()).await;
         tokio::time::sleep(Duration::from_millis(wait - 400)).await;
         let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
@@ -198,7 +197,7 @@ async fn a_first_run_that_is_interrupted_leaves_nothing_behind() {
             let unfinished = left.keys().all(|path| path.contains('#'));
             assert!(unfinished, "{:?}", left.keys());
             // And the next one is not in its way.
-            let mut command = command(&out);
+            let mut command = export(&app, folder.path(), &out);
             assert!(command.status().expect("run").success());
             assert!(rows_of(&out) == stored_rows(&app).await, "the files differ from the table");
         }

@@ -38,7 +38,7 @@ async fn run(app: &App, storage: &Storage) {
     let partitioning: Partitioning =
         serde_json::from_value(json!({"temporal": "year,month,day"})).expect("partitioning");
     let dataset = app.datasets.get("hits").expect("dataset");
-    let wish = Wish::new(dataset, &ExportSpec::default(), &partitioning, false, &app.config).expect("wish");
+    let wish = Wish::new(dataset, &ExportSpec::default(), &partitioning, false, &app.config.export).expect("wish");
     let place = Place { storage, folder: "", datasets: app.datasets.names() };
     lake::run(&app.pool, &app.config.export, &wish, &place, &Lease::new(Uuid::now_v7(), 1)).await.expect("run");
 }
