@@ -15,6 +15,7 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use super::exports::ExportFilter;
 use super::extract_docs;
+use super::key;
 use super::problem::{PROBLEM_JSON, ProblemBody};
 use crate::dataset::{Dataset, Datasets, openapi};
 
@@ -108,6 +109,9 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
         if parameter["schema"]["type"] == json!(["string", "null"]) {
             parameter["schema"]["type"] = "string".into();
         }
+        if parameter["name"] == key::HEADER || parameter["name"] == "key" {
+            parameter["schema"] = key::schema();
+        }
         if parameter["name"] == "wait" {
             parameter["allowEmptyValue"] = true.into();
         }
@@ -198,24 +202,14 @@ fn complete_ingest(operation: &mut Value, path: &str, method: &str, datasets: &D
         "content": {"application/octet-stream": body},
     });
     let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
-    if let Some(key) = parameters.iter_mut().find(|one| one["name"] == "key") {
-        key["schema"] = key_schema();
-    }
     if method == "post" {
-        parameters.push(json!({"name": "Idempotency-Key", "in": "header", "required": false,
-            "description": "Names this file for ever. Without it the content itself is the key.",
-            "schema": key_schema()}));
+        parameters.push(json!({"name": key::HEADER, "in": "header", "required": false,
+            "description": "Names this file for ever. Without it the content itself is the key."}));
     }
     let taken: Vec<&Dataset> =
         fixed.map_or_else(|| datasets.iter().map(AsRef::as_ref).collect(), |one| vec![one.as_ref()]);
     parameters.extend(query_parameters(&taken));
     operation["parameters"] = Value::Array(parameters);
-}
-
-fn key_schema() -> Value {
-    // No control characters, and not only spaces.
-    let pattern = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$";
-    json!({"type": "string", "minLength": 1, "maxLength": 512, "pattern": pattern})
 }
 
 fn query_parameters(datasets: &[&Dataset]) -> Vec<Value> {

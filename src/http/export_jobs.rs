@@ -15,7 +15,7 @@ use super::auth::{self, Client};
 use super::download::{self, DownloadQuery, FileContent, Stored};
 use super::fields::Fields;
 use super::problem::Problem;
-use super::{Http, links};
+use super::{Http, key, links};
 use crate::config::{Compression, Format, Scope};
 use crate::dataset::{Dataset, Fault};
 use crate::db::export_jobs::{self, ExportJob, Filter};
@@ -175,8 +175,7 @@ pub struct ExportJobList(Vec<ExportJobBody>);
 /// With an `Idempotency-Key` that was used before, the answer is the export job of then.
 #[utoipa::path(post, path = "/api/v1/export/jobs", operation_id = "create_export_job", tag = "export jobs",
     request_body = ExportJobRequest,
-    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made",
-        min_length = 1, max_length = 255)),
+    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made")),
     responses((status = 202, description = "An export job was made, or found", body = ExportJobBody,
         headers(("Location" = String, description = "The export job"))),
         (status = 409, description = "The key was used for another export")))]
@@ -187,7 +186,7 @@ pub async fn create_export_job(
     Json(request): Json<Value>,
 ) -> Result<impl IntoResponse, Problem> {
     let wish = wish(&http, request.clone())?;
-    let key = super::idempotency_key(&headers)?.map(|key| format!("export-job:{key}"));
+    let key = key::of(&headers)?.map(|key| format!("export-job:{key}"));
     let mut transaction = http.app.pool.begin().await?;
     let new = NewExport {
         dataset: &wish.dataset,

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::jobs::JobStatus;
 use super::problem::Problem;
-use super::{Http, download, links};
+use super::{Http, download, key, links};
 use crate::config::Partitioning;
 use crate::db::exports::{self, Export, ExportFile, Filter};
 use crate::db::jobs;
@@ -251,8 +251,7 @@ pub struct TriggerBody {
 /// dataset in `lake/` of the storage is brought up to date: twice is as good as once, and needs no key.
 #[utoipa::path(post, path = "/exports/trigger", operation_id = "trigger_export", tag = "exports",
     request_body = ExportRequest,
-    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made",
-        min_length = 1, max_length = 255)),
+    params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made")),
     responses((status = 202, description = "A job was made, or found", body = TriggerBody,
         headers(("Location" = String, description = "The job"))),
         (status = 409, description = "The key was used for another export, or a run that is cut otherwise is under way")))]
@@ -263,13 +262,13 @@ pub async fn trigger_export(
 ) -> Result<Response, Problem> {
     let request = parse(request)?;
     let dataset = super::datasets::find(&http, &request.table)?;
+    let key = key::of(&headers)?.map(|key| format!("trigger:{key}"));
     if let Some(partitioning) = request.partition {
         let run = LakeRun { dataset: request.table, spec: request.spec, partitioning, overwrite: request.overwrite };
         return trigger_lake(&http, run).await;
     }
     let config = &http.app.config.export;
     request.spec.plan(&dataset, (config.compression, config.compression_level))?;
-    let key = super::idempotency_key(&headers)?.map(|key| format!("trigger:{key}"));
     let mut transaction = http.app.pool.begin().await?;
     let new = NewExport {
         dataset: &dataset,

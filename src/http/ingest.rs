@@ -8,15 +8,12 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use serde::Serialize;
 
-use super::Http;
 use super::auth::Client;
 use super::problem::Problem;
+use super::{Http, key};
 use crate::dataset::params::Params;
 use crate::error::{Error, Result};
 use crate::ingest::{self, Receipt};
-
-/// The longest key, in characters.
-const MAX_KEY: usize = 512;
 
 /// What was stored.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -78,7 +75,7 @@ pub async fn ingest_gottcha2(
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
-    take(&http, client, "gottcha2", query, header_key(&headers)?, body).await
+    take(&http, client, "gottcha2", query, key::of(&headers)?, body).await
 }
 
 /// Takes in one STAST (STAT+BLAST) result file.
@@ -93,7 +90,7 @@ pub async fn ingest_stast(
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
-    take(&http, client, "stast", query, header_key(&headers)?, body).await
+    take(&http, client, "stast", query, key::of(&headers)?, body).await
 }
 
 /// Takes in generic results.
@@ -108,7 +105,7 @@ pub async fn ingest_results(
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
-    take(&http, client, "results", query, header_key(&headers)?, body).await
+    take(&http, client, "results", query, key::of(&headers)?, body).await
 }
 
 /// Takes in one result file of any dataset.
@@ -125,7 +122,7 @@ pub async fn ingest_dataset(
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
-    take(&http, client, &dataset, query, header_key(&headers)?, body).await
+    take(&http, client, &dataset, query, key::of(&headers)?, body).await
 }
 
 /// Takes in one result file under a key in the URL.
@@ -142,7 +139,7 @@ pub async fn put_submission(
     query: Pairs,
     body: Body,
 ) -> Answer {
-    let key = check_key(&key, "key")?;
+    let key = key::check(&key, "key")?;
     take(&http, client, &dataset, query, Some(key), body).await
 }
 
@@ -151,7 +148,7 @@ async fn take(
     client: Extension<Client>,
     dataset: &str,
     query: Pairs,
-    key: Option<String>,
+    key: Option<&str>,
     body: Body,
 ) -> Answer {
     let dataset = super::datasets::find(http, dataset)?;
@@ -160,7 +157,7 @@ async fn take(
     let request = ingest::Request {
         params: Params::parse(&dataset, &pairs).map_err(Error::Faults)?,
         dataset,
-        key,
+        key: key.map(str::to_owned),
         format: value("format").map(str::parse).transpose()?,
         replace: match value("on_conflict") {
             None | Some("refuse") => false,
@@ -171,20 +168,4 @@ async fn take(
     };
     let body = body.into_data_stream().map(|part| part.map_err(|_| Error::Disconnected));
     Ok(Json(ingest::ingest(&http.app, request, body).await?.into()))
-}
-
-/// The key in the `Idempotency-Key` header, if there is one.
-fn header_key(headers: &HeaderMap) -> Result<Option<String>> {
-    const NAME: &str = "Idempotency-Key";
-    let Some(value) = headers.get(NAME) else { return Ok(None) };
-    let text = std::str::from_utf8(value.as_bytes()).map_err(|_| Error::parameter(NAME, "must be UTF-8"))?;
-    check_key(text, NAME).map(Some)
-}
-
-fn check_key(key: &str, name: &str) -> Result<String> {
-    let good = !key.trim().is_empty() && key.chars().count() <= MAX_KEY && !key.chars().any(char::is_control);
-    if good {
-        return Ok(key.to_owned());
-    }
-    Err(Error::parameter(name, format!("must be 1 to {MAX_KEY} characters, none of them a control character")))
 }

@@ -15,6 +15,7 @@ mod extracts;
 mod fields;
 mod ingest;
 mod jobs;
+mod key;
 mod labkey;
 mod links;
 mod problem;
@@ -29,7 +30,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderMap, Uri};
+use axum::http::Uri;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -178,15 +179,6 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
 fn limit(asked: Option<i64>, usual: i64) -> Result<i64> {
     let limit = asked.unwrap_or(usual);
     if (1..=1000).contains(&limit) { Ok(limit) } else { Err(Error::parameter("limit", "must be between 1 and 1000")) }
-}
-
-/// The `Idempotency-Key` of a request for background work.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>> {
-    let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok());
-    if key.is_some_and(|key| key.is_empty() || key.len() > 255) {
-        return Err(Error::parameter("Idempotency-Key", "must be 1 to 255 characters"));
-    }
-    Ok(key)
 }
 
 /// A share in percent, with one digit.

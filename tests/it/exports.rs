@@ -154,6 +154,25 @@ async fn the_same_idempotency_key_is_the_same_job() {
 }
 
 #[tokio::test]
+async fn an_idempotency_key_is_any_readable_text_and_never_passed_over() {
+    let app = TestApp::start().await;
+    let whole = json!({"table": "gottcha2"});
+    let partitioned = json!({"table": "gottcha2", "partition": {"temporal": "year"}});
+    for (path, body) in [("/exports/trigger", &whole), ("/exports/trigger", &partitioned)] {
+        for bad in ["".to_owned(), "k".repeat(513)] {
+            let refused = app.request("POST", path).header("idempotency-key", bad).json(body).send().await;
+            let problem = problem(refused.expect("answer"), 422).await;
+            assert!(problem.to_string().contains("must be 1 to 512 characters"), "{problem}");
+        }
+    }
+    let ask = async || {
+        let request = app.request("POST", "/exports/trigger").header("idempotency-key", "Größe").json(&whole);
+        request.send().await.expect("answer").json::<Value>().await.expect("JSON")["job_id"].clone()
+    };
+    assert_eq!(ask().await, ask().await);
+}
+
+#[tokio::test]
 async fn large_exports_roll_over_into_several_files_which_come_as_a_zip_or_one_by_one() {
     let app = TestApp::with(&[("export.file_size", "1MiB"), ("export.batch_size", "1000")]).await;
     stored(&app, 4, 5_000).await;
