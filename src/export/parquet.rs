@@ -135,9 +135,10 @@ impl RowGroup {
     /// A fault of the library.
     pub fn finish(self) -> Result<Vec<ArrowColumnChunk>> {
         let mut chunks: Vec<Option<ArrowColumnChunk>> = (0..self.columns).map(|_| None).collect();
-        for encoder in self.encoders {
-            drop(encoder.batches);
-            let share = encoder.thread.join().map_err(|_| Error::Internal("an encoder panicked".into()))?;
+        // All are told first that there is no more, so that they compress their last pages side by side.
+        let threads: Vec<_> = self.encoders.into_iter().map(|encoder| encoder.thread).collect();
+        for thread in threads {
+            let share = thread.join().map_err(|_| Error::Internal("an encoder panicked".into()))?;
             share?.into_iter().for_each(|(column, chunk)| chunks[column] = Some(chunk));
         }
         chunks
