@@ -144,7 +144,7 @@ impl<'w> Converted<'w> {
             return Err(Error::Faults(faults));
         }
         let mut plan = ExportSpec::default().plan(dataset, (config.compression, config.compression_level))?;
-        plan.has_short_pages = true;
+        plan.is_searched = true;
         plan.leave_out(&[TIME_COLUMN.to_owned()]);
         plan.leave_out(&wish.partitioning.by);
         for column in &plan.columns {

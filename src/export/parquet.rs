@@ -36,8 +36,11 @@ const NUMBER_DICTIONARY: usize = 64 * 1024;
 const PAGE_ROWS: usize = 6 * BATCH;
 
 /// The same where few rows of a file are wanted: readers decompress all pages before the one that they want, and none after
-/// it. Zstandard finds less in less, so files grow by a twentieth.
-const SHORT_PAGE_ROWS: usize = 2 * BATCH;
+/// it. Zstandard finds less in less, so files grow.
+const SHORT_PAGE_ROWS: usize = BATCH;
+
+/// A page that compression leaves larger than this share of its size stays as it is where few rows of a file are wanted.
+const WORTH_DECOMPRESSING: f64 = 0.9;
 
 /// Distinct values of a looked-up column in one row group that its Bloom filter is made for, and its rate of errors:
 /// about 24 KiB a filter.
@@ -216,12 +219,15 @@ fn properties(plan: &Plan, notes: &[(&str, String)]) -> Result<WriterProperties>
         Compression::None => Codec::UNCOMPRESSED,
     };
     let notes = notes.iter().map(|(key, value)| KeyValue::new((*key).to_owned(), value.clone())).collect();
+    let (page_rows, worthwhile) =
+        if plan.is_searched { (SHORT_PAGE_ROWS, WORTH_DECOMPRESSING) } else { (PAGE_ROWS, 1.0) };
     let mut properties = WriterProperties::builder()
         .set_writer_version(WriterVersion::PARQUET_2_0)
         .set_created_by(format!("nvd-support-car version {}", env!("CARGO_PKG_VERSION")))
         .set_compression(codec)
         .set_dictionary_page_size_limit(TEXT_DICTIONARY)
-        .set_data_page_row_count_limit(if plan.has_short_pages { SHORT_PAGE_ROWS } else { PAGE_ROWS })
+        .set_data_page_row_count_limit(page_rows)
+        .set_data_page_v2_compression_ratio_threshold(worthwhile)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_statistics_truncate_length(Some(STATISTICS))
         .set_column_index_truncate_length(Some(STATISTICS))

@@ -108,7 +108,7 @@ pub struct Plan {
     /// Whether an index finds the rows, so that reading all of the table would be a waste.
     pub is_lookup: bool,
     /// Whether readers are expected to want few rows of each file.
-    pub has_short_pages: bool,
+    pub is_searched: bool,
     /// Positions of columns that hardly any row fills. They are read together, as one value, from the rows that do.
     pub sparse: Vec<usize>,
     conditions: Vec<String>,
@@ -142,7 +142,7 @@ impl ExportSpec {
             level,
             row_limit: self.row_limit,
             is_lookup: !self.filters.is_empty(),
-            has_short_pages: false,
+            is_searched: false,
             sparse: Vec::new(),
             conditions,
         })

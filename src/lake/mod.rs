@@ -93,7 +93,7 @@ impl Wish {
         }
         let rows = ExportSpec { from: None, to: None, service_columns: true, ..spec.clone() };
         let mut plan = rows.plan(dataset, (config.compression, config.compression_level))?;
-        plan.has_short_pages = true;
+        plan.is_searched = true;
         if partitioning.keep_columns {
             let levels = partitioning.temporal.iter().flat_map(|temporal| temporal.levels());
             levels.for_each(|level| plan.add_time_part(level.as_str()));

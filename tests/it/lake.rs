@@ -13,13 +13,16 @@ use nvd_support_car::export::spec::ExportSpec;
 use nvd_support_car::lake::changes::Action;
 use nvd_support_car::lake::{self, Outcome, Place, Wish};
 use nvd_support_car::storage::Storage;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::file::metadata::PageIndexPolicy;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::app::{RECORD, TestApp};
+use crate::app::{RECORD, TestApp, gzip};
 use crate::exports::files_below;
 use crate::process::{binary, text};
 
@@ -249,6 +252,41 @@ async fn many_small_files_of_a_day_become_one() {
     }
     assert_eq!(lake.manifest()["partitions"][0]["files"].as_array().expect("files").len(), 1);
     assert_eq!(lake.rows(), stored_rows(&app).await);
+}
+
+#[tokio::test]
+async fn files_of_partitions_have_short_pages_and_compress_only_what_grows_small() {
+    let app = TestApp::start().await;
+    let mut chance = SmallRng::seed_from_u64(1);
+    let mut record = |row| {
+        json!({"sample_id": "S1", "level": "species", "name": "Zika virus", "taxid": "64320", "read_count": row % 7,
+            "total_bp_mapped": row, "depth": chance.random::<f64>(), "zscore": f64::from(row % 5_000) / 5e3})
+    };
+    let body: String = (0..9_000).map(|row: u32| format!("{}\n", record(row))).collect();
+    app.store("/ingest-gottcha2", gzip(body)).await;
+    sqlx::query("ANALYZE gottcha2_full").execute(&app.pool).await.expect("statistics");
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    let export = app.download(&app.export(json!({"table": "gottcha2"})).await).await;
+    let [(_, partition, 9_000)] = &named_files(&lake.folder.path().join("gottcha2"))[..] else { panic!("one file") };
+    // Pages of the taxon, and whether depths, which are noise, and scores are compressed.
+    let layout = |file: Vec<u8>| {
+        let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Required);
+        let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(bytes::Bytes::from(file), options);
+        let metadata = reader.expect("Parquet").metadata().as_ref().clone();
+        let position = |name: &str| {
+            let columns = metadata.row_group(0).columns();
+            columns.iter().position(|column| column.column_path().string() == name).expect("column")
+        };
+        let is_compressed = |name: &str| {
+            let column = metadata.row_group(0).column(position(name));
+            column.compressed_size() < column.uncompressed_size()
+        };
+        let pages = metadata.page_index_for_row_group(0).num_data_pages(position("taxid")).expect("pages");
+        (pages, is_compressed("depth"), is_compressed("zscore"))
+    };
+    assert_eq!(layout(partition.clone()), (3, false, true));
+    assert_eq!(layout(export), (1, true, true));
 }
 
 #[tokio::test]
