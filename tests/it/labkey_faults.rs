@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nvd_support_car::db::labkey::{self, State};
 use nvd_support_car::labkey::Labkey;
 use serde_json::{Value, json};
 
@@ -122,6 +123,20 @@ async fn a_poison_row_among_ten_thousand_fails_alone_with_labkeys_reason() {
         let status = "SELECT labkey_upload_status FROM gottcha2_full_labkey WHERE ordinal = 5433";
         assert_eq!(app.scalar::<String>(status).await, "failed");
     }
+}
+
+#[tokio::test]
+async fn a_delivery_that_was_cut_meanwhile_is_not_cut_again() {
+    let (_labkey, app) = lab(inserting(), &[]).await;
+    app.store("/ingest-gottcha2", records("S1", 8)).await;
+    let dataset = app.app.datasets.get("gottcha2").expect("dataset");
+    labkey::plan(&app.pool, dataset, 100, None).await.expect("plan");
+    let pending = async || labkey::in_state(&app.pool, "gottcha2", State::Pending, 0, 10).await.expect("deliveries");
+    let [whole] = &pending().await[..] else { panic!("one delivery") };
+    assert!(labkey::split(&app.pool, whole, 5, 4).await.expect("answer").is_some());
+    assert!(labkey::split(&app.pool, whole, 5, 4).await.expect("answer").is_none());
+    let ranges: Vec<_> = pending().await.iter().map(|one| (one.first_ordinal, one.last_ordinal, one.rows)).collect();
+    assert_eq!(ranges, [(1, 4, 4), (5, 8, 4)]);
 }
 
 #[tokio::test]

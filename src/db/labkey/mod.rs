@@ -164,7 +164,8 @@ pub async fn release(pool: &PgPool, ids: &[i64], holder: &str, is_doubted: bool)
     Ok(over.rows_affected())
 }
 
-/// Cuts a pending delivery in two before the row at `middle`, which has `before` rows before it.
+/// Cuts a pending delivery in two before the row at `middle`, which has `before` rows before it; none when it is no more
+/// what it was, since somebody else has cut it or has it in hand.
 ///
 /// # Errors
 /// A database out of reach.
@@ -172,8 +173,8 @@ pub async fn split(pool: &PgPool, delivery: &Delivery, middle: i32, before: i32)
     let sql = format!(
         "-- labkey.split
         WITH first AS (
-            UPDATE labkey_deliveries SET last_ordinal = $2 - 1, rows = $3 WHERE id = $1 AND state = 'pending'
-            RETURNING dataset, submission_id, record_prefix)
+            UPDATE labkey_deliveries SET last_ordinal = $2 - 1, rows = $3
+            WHERE id = $1 AND state = 'pending' AND last_ordinal = $4 AND rows = $3 + $5 RETURNING dataset, submission_id, record_prefix)
         INSERT INTO labkey_deliveries
             (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows)
         SELECT dataset, submission_id, record_prefix, $2, $4, $5 FROM first RETURNING {WORK}"
