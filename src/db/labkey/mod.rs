@@ -174,7 +174,8 @@ pub async fn split(pool: &PgPool, delivery: &Delivery, middle: i32, before: i32)
         "-- labkey.split
         WITH first AS (
             UPDATE labkey_deliveries SET last_ordinal = $2 - 1, rows = $3
-            WHERE id = $1 AND state = 'pending' AND last_ordinal = $4 AND rows = $3 + $5 RETURNING dataset, submission_id, record_prefix)
+            WHERE id = $1 AND state = 'pending' AND last_ordinal = $4 AND rows = $3 + $5
+            RETURNING dataset, submission_id, record_prefix)
         INSERT INTO labkey_deliveries
             (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows)
         SELECT dataset, submission_id, record_prefix, $2, $4, $5 FROM first RETURNING {WORK}"
