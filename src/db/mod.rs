@@ -102,6 +102,8 @@ pub struct Guess {
     pub name: String,
     /// Whether hardly any row fills it.
     pub is_sparse: bool,
+    /// Whether hardly any row leaves it empty.
+    pub is_full: bool,
     /// Whether it has too many values for a dictionary: more than a tenth of the rows, or than [`MANY_VALUES`].
     pub is_diverse: bool,
 }
@@ -117,7 +119,8 @@ pub async fn guesses(connection: &mut PgConnection, table: &str) -> Result<Vec<G
     // The number of values is written as a share, with a minus, where it is more than a tenth of the rows.
     let columns = sqlx::query_as(
         "-- tables.guesses
-        SELECT attname::text AS name, null_frac > 0.99 AS is_sparse, n_distinct < 0 OR n_distinct > $2 AS is_diverse
+        SELECT attname::text AS name, null_frac > 0.99 AS is_sparse, null_frac < 0.01 AS is_full,
+            n_distinct < 0 OR n_distinct > $2 AS is_diverse
         FROM pg_stats WHERE schemaname = current_schema() AND tablename = $1",
     );
     Ok(columns.bind(table).bind(MANY_VALUES).fetch_all(connection).await?)

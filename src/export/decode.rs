@@ -3,8 +3,12 @@
 //! Source: <https://www.postgresql.org/docs/current/sql-copy.html>, "Binary Format". The protocol promises no row
 //! boundaries, so decoding can pause within a row and go on with the next bytes.
 //!
-//! A column that hardly any row fills costs as much as any other: four bytes a row on the wire, a look at each. Such
-//! columns come as one record, which is null in all rows but those few.
+//! PostgreSQL takes its time for each value, so that some columns come together as one:
+//!
+//! - A column that hardly any row fills costs as much as any other. Such columns come as one record, which is null in all
+//!   rows but those few.
+//! - Columns of floats that nearly every row fills come by four: as the four numbers of a line segment, or as a record
+//!   where one of them is null.
 
 use std::sync::Arc;
 
@@ -39,6 +43,8 @@ pub struct Decoder {
     schema: SchemaRef,
     /// Columns that are fields of their own, in the order of a row.
     dense: Vec<Values>,
+    /// Columns that come by four.
+    quads: Vec<[Values; 4]>,
     /// Columns that come as one record.
     sparse: Vec<Values>,
     /// The records of sparse columns in the batch under way, with their rows.
@@ -63,6 +69,7 @@ impl Decoder {
         Self {
             schema: Arc::clone(&plan.schema),
             dense: plan.dense().map(values).collect(),
+            quads: plan.quads.iter().map(|quad| quad.map(values)).collect(),
             sparse: plan.sparse.iter().copied().map(values).collect(),
             records: Vec::new(),
             nulls: Vec::new(),
@@ -119,7 +126,7 @@ impl Decoder {
             self.has_header = true;
             rest = after;
         }
-        let fields = self.dense.len() + usize::from(!self.sparse.is_empty());
+        let fields = self.dense.len() + self.quads.len() + usize::from(!self.sparse.is_empty());
         loop {
             let mut field = match self.field {
                 Some(field) => field,
@@ -140,23 +147,16 @@ impl Decoder {
             while field < fields {
                 let Some((length, after)) = rest.split_first_chunk::<4>() else { break };
                 let length = i32::from_be_bytes(*length);
-                let column = self.dense.get_mut(field);
                 if length == -1 {
                     // A record of sparse columns that is null is not even noted.
-                    if let Some(column) = column {
+                    if let Some(column) = self.dense.get_mut(field) {
                         column.push_null();
                     }
                     rest = after;
                 } else {
                     let length = usize::try_from(length).map_err(|_| mismatch("a field has no length"))?;
                     let Some((value, after)) = after.split_at_checked(length) else { break };
-                    match column {
-                        Some(column) => self.text_bytes += column.push(value)?,
-                        None => {
-                            self.text_bytes += value.len();
-                            self.records.push((self.rows, value.to_vec()));
-                        }
-                    }
+                    self.take_value(field, value)?;
                     rest = after;
                 }
                 field += 1;
@@ -171,13 +171,26 @@ impl Decoder {
         Ok(data.len() - rest.len())
     }
 
+    #[inline]
+    fn take_value(&mut self, field: usize, value: &[u8]) -> Result<()> {
+        if let Some(column) = self.dense.get_mut(field) {
+            self.text_bytes += column.push(value)?;
+        } else if let Some(quad) = self.quads.get_mut(field - self.dense.len()) {
+            push_quad(quad, value)?;
+        } else {
+            self.text_bytes += value.len();
+            self.records.push((self.rows, value.to_vec()));
+        }
+        Ok(())
+    }
+
     fn take_batch(&mut self) -> Result<RecordBatch> {
         let rows = std::mem::take(&mut self.rows);
         self.text_bytes = 0;
         let records = std::mem::take(&mut self.records);
         self.fill_sparse(rows, &records)?;
-        let mut arrays: Vec<(usize, ArrayRef)> = Vec::with_capacity(self.dense.len() + self.sparse.len());
-        for column in &mut self.dense {
+        let mut arrays: Vec<(usize, ArrayRef)> = Vec::with_capacity(self.schema.fields().len());
+        for column in self.dense.iter_mut().chain(self.quads.iter_mut().flatten()) {
             arrays.push((column.position, column.take()?));
         }
         for (column, nulls) in self.sparse.iter_mut().zip(&self.nulls) {
@@ -202,7 +215,7 @@ impl Decoder {
         for (row, record) in records {
             self.skip_sparse(row - next);
             next = row + 1;
-            self.push_record(record)?;
+            push_record(&mut self.sparse, record)?;
         }
         self.skip_sparse(rows - next);
         Ok(())
@@ -213,29 +226,41 @@ impl Decoder {
             (0..rows).for_each(|_| column.push_null());
         }
     }
+}
 
-    /// A record as PostgreSQL's `record_send` writes it: the number of values, then the type, length and bytes of each.
-    fn push_record(&mut self, record: &[u8]) -> Result<()> {
-        let cut = || mismatch("a record is cut off");
-        let (count, mut rest) = record.split_first_chunk::<4>().ok_or_else(cut)?;
-        if usize::try_from(i32::from_be_bytes(*count)) != Ok(self.sparse.len()) {
-            return Err(mismatch("a record has another number of values"));
-        }
-        for column in &mut self.sparse {
-            let (head, after) = rest.split_first_chunk::<8>().ok_or_else(cut)?;
-            let length = number(&head[4..]);
-            if length == -1 {
-                column.push_null();
-                rest = after;
-                continue;
-            }
-            let length = usize::try_from(length).map_err(|_| cut())?;
-            let (value, after) = after.split_at_checked(length).ok_or_else(cut)?;
-            column.push(value)?;
-            rest = after;
-        }
-        Ok(())
+/// Four floats: 32 bytes, or a record, which is longer.
+#[inline]
+fn push_quad(quad: &mut [Values; 4], value: &[u8]) -> Result<()> {
+    if value.len() != 32 {
+        return push_record(quad, value);
     }
+    for (column, value) in quad.iter_mut().zip(value.chunks_exact(8)) {
+        column.push(value)?;
+    }
+    Ok(())
+}
+
+/// A record as PostgreSQL's `record_send` writes it: the number of values, then the type, length and bytes of each.
+fn push_record(columns: &mut [Values], record: &[u8]) -> Result<()> {
+    let cut = || mismatch("a record is cut off");
+    let (count, mut rest) = record.split_first_chunk::<4>().ok_or_else(cut)?;
+    if usize::try_from(i32::from_be_bytes(*count)) != Ok(columns.len()) {
+        return Err(mismatch("a record has another number of values"));
+    }
+    for column in columns {
+        let (head, after) = rest.split_first_chunk::<8>().ok_or_else(cut)?;
+        let length = number(&head[4..]);
+        if length == -1 {
+            column.push_null();
+            rest = after;
+            continue;
+        }
+        let length = usize::try_from(length).map_err(|_| cut())?;
+        let (value, after) = after.split_at_checked(length).ok_or_else(cut)?;
+        column.push(value)?;
+        rest = after;
+    }
+    Ok(())
 }
 
 fn number(bytes: &[u8]) -> i32 {

@@ -42,27 +42,36 @@ fn row() -> impl Strategy<Value = Value> {
         proptest::option::of(int()),
         proptest::option::of(0.0..=1.0_f64),
         proptest::option::of(text()),
+        proptest::array::uniform4(proptest::option::weighted(0.8, float())),
     );
-    (required, optional).prop_map(|((sample, name, taxid, reads, mapped), (depth, note, size, abundance, unknown))| {
-        let mut row = Map::new();
-        row.insert("sample_id".into(), json!(format!("S{sample}")));
-        row.insert("level".into(), json!("genus"));
-        row.insert("name".into(), json!(format!("N{name}")));
-        row.insert("taxid".into(), json!(format!("T{taxid}")));
-        row.insert("read_count".into(), json!(reads));
-        row.insert("total_bp_mapped".into(), json!(mapped));
-        row.insert("depth".into(), json!(depth));
-        row.insert("note".into(), json!(note));
-        row.insert("genome_size".into(), json!(size));
-        row.insert("rel_abundance".into(), json!(abundance));
-        if let Some(unknown) = unknown {
-            row.insert("some_new_field".into(), json!({"deep": [unknown, null, 1.5]}));
-        }
-        Value::Object(row)
-    })
+    (required, optional).prop_map(
+        |((sample, name, taxid, reads, mapped), (depth, note, size, abundance, unknown, quad))| {
+            let mut row = Map::new();
+            row.insert("sample_id".into(), json!(format!("S{sample}")));
+            row.insert("level".into(), json!("genus"));
+            row.insert("name".into(), json!(format!("N{name}")));
+            row.insert("taxid".into(), json!(format!("T{taxid}")));
+            row.insert("read_count".into(), json!(reads));
+            row.insert("total_bp_mapped".into(), json!(mapped));
+            row.insert("depth".into(), json!(depth));
+            row.insert("note".into(), json!(note));
+            row.insert("genome_size".into(), json!(size));
+            row.insert("rel_abundance".into(), json!(abundance));
+            for (name, value) in QUAD.into_iter().zip(quad) {
+                row.insert(name.into(), json!(value));
+            }
+            if let Some(unknown) = unknown {
+                row.insert("some_new_field".into(), json!({"deep": [unknown, null, 1.5]}));
+            }
+            Value::Object(row)
+        },
+    )
 }
 
-const COLUMNS: [&str; 10] = [
+/// Floats that nearly every row fills.
+const QUAD: [&str; 4] = ["covered_sig_depth", "zscore", "linear_doc", "rollup_doc"];
+
+const COLUMNS: [&str; 14] = [
     "sample_id",
     "level",
     "name",
@@ -73,6 +82,10 @@ const COLUMNS: [&str; 10] = [
     "note",
     "genome_size",
     "rel_abundance",
+    QUAD[0],
+    QUAD[1],
+    QUAD[2],
+    QUAD[3],
 ];
 
 /// The row as an export shows it: the columns, and unknown fields in `extra`.
@@ -160,7 +173,9 @@ fn read_csv(text: &str) -> Vec<Value> {
     let header: Vec<String> = records.remove(0).into_iter().flatten().collect();
     let typed = |name: &str, text: String| match name {
         "read_count" | "total_bp_mapped" | "genome_size" => json!(text.parse::<i64>().expect("integer")),
-        "depth" | "rel_abundance" => json!(text.parse::<f64>().expect("float")),
+        "depth" | "rel_abundance" | "covered_sig_depth" | "zscore" | "linear_doc" | "rollup_doc" => {
+            json!(text.parse::<f64>().expect("float"))
+        }
         "extra" => serde_json::from_str(&text).expect("JSON"),
         _ => json!(text),
     };
@@ -178,13 +193,17 @@ async fn arbitrary_rows_come_back_equal_from_every_format_and_compression() {
     let rows: Vec<Value> = (0..3_000).map(|_| row().new_tree(&mut runner).expect("row").current()).collect();
     let body: String = rows.iter().map(|row| format!("{row}\n")).collect();
     app.store("/ingest-gottcha2", gzip(body)).await;
-    // Among rows that fill hardly any of these columns, as PostgreSQL then knows.
+    // Among rows that fill hardly any of these columns but four, as PostgreSQL then knows.
     let filler = format!("{}\n", crate::app::RECORD).repeat(400_000);
-    app.store("/ingest-gottcha2?run_id=filler", gzip(filler)).await;
+    let quad = QUAD.map(|name| format!("{name}=1.5")).join("&");
+    app.store(&format!("/ingest-gottcha2?run_id=filler&{quad}"), gzip(filler)).await;
     sqlx::query("ANALYZE gottcha2_full").execute(&app.pool).await.expect("statistics");
-    let sparse =
-        "SELECT count(*) FROM pg_stats WHERE tablename = 'gottcha2_full' AND null_frac > 0.99 AND attname = 'depth'";
-    assert_eq!(app.scalar::<i64>(sparse).await, 1);
+    for (guess, name) in [("> 0.99", "depth"), ("BETWEEN 1e-9 AND 0.01", "zscore")] {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stats WHERE tablename = 'gottcha2_full' AND attname = '{name}' AND null_frac {guess}"
+        );
+        assert_eq!(app.scalar::<i64>(&sql).await, 1, "{name}");
+    }
     let mut expected: Vec<String> = rows.iter().map(|row| expected(row).to_string()).collect();
     expected.sort();
     let columns: Vec<&str> = COLUMNS.into_iter().chain(["extra"]).collect();
