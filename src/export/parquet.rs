@@ -40,7 +40,7 @@ const PAGE_ROWS: usize = 6 * BATCH;
 const SHORT_PAGE_ROWS: usize = BATCH;
 
 /// A page that compression leaves larger than this share of its size stays as it is where few rows of a file are wanted.
-const WORTH_DECOMPRESSING: f64 = 0.9;
+const WORTH_DECOMPRESSING: f64 = 0.86;
 
 /// Distinct values of a looked-up column in one row group that its Bloom filter is made for, and its rate of errors:
 /// about 24 KiB a filter.
