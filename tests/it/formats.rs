@@ -173,7 +173,7 @@ fn read_csv(text: &str) -> Vec<Value> {
     let header: Vec<String> = records.remove(0).into_iter().flatten().collect();
     let typed = |name: &str, text: String| match name {
         "read_count" | "total_bp_mapped" | "genome_size" => json!(text.parse::<i64>().expect("integer")),
-        "depth" | "rel_abundance" | "covered_sig_depth" | "zscore" | "linear_doc" | "rollup_doc" => {
+        _ if ["depth", "rel_abundance"].contains(&name) || QUAD.contains(&name) => {
             json!(text.parse::<f64>().expect("float"))
         }
         "extra" => serde_json::from_str(&text).expect("JSON"),
