@@ -16,6 +16,10 @@ use crate::telemetry;
 pub async fn run(app: &App, lease: &Lease, dataset: &str) -> Result<bool> {
     let labkey = configured(app)?;
     let (report, result) = sync::run(&app.pool, &labkey, labkey.list(dataset)?, lease, &|| app.ingest.is_busy()).await;
+    // An attempt before this one may have told something.
+    let before = jobs::by_id(&app.pool, lease.id).await?.and_then(|job| job.report);
+    let before = before.and_then(|before| serde_json::from_value(before).ok()).unwrap_or_default();
+    let report = report.after(before);
     let told = serde_json::to_value(&report)
         .map_err(|error| Error::Internal(format!("a report cannot be stored: {error}")))?;
     jobs::report(&app.pool, lease, &told).await?;

@@ -118,8 +118,12 @@ impl Failure {
             _ if is_change => FailureKind::Unknown,
             _ => FailureKind::Transient,
         };
-        // A question has no rows that could be refused.
-        let kind = if kind == FailureKind::Invalid && !is_change { FailureKind::Configuration } else { kind };
+        let kind = match kind {
+            // A question has no rows that could be refused, and changes nothing.
+            FailureKind::Invalid if !is_change => FailureKind::Configuration,
+            FailureKind::Unknown if !is_change => FailureKind::Transient,
+            kind => kind,
+        };
         let reason = match status.as_u16() {
             300..=399 => {
                 format!("LabKey answered {status}, which leads elsewhere: set labkey.server_url to where it leads")
@@ -148,9 +152,42 @@ fn said(body: &Value) -> Option<String> {
     })
 }
 
+fn class_of(body: Option<&Value>) -> &str {
+    body.and_then(|body| body.get("exceptionClass")).and_then(Value::as_str).unwrap_or_default()
+}
+
 fn is_argument(body: Option<&Value>) -> bool {
-    let class = body.and_then(|body| body.get("exceptionClass")).and_then(Value::as_str).unwrap_or_default();
+    let class = class_of(body);
     class.ends_with("IllegalArgumentException") || class.ends_with("NotFoundException")
+}
+
+/// Classes of failures of LabKey's database, and those among them for which a row is to blame.
+const OF_DATABASE: [&str; 5] = ["Deadlock", "SQL", "java.sql.", "springframework.dao.", "springframework.jdbc."];
+const OF_ROWS: [&str; 2] = ["DataIntegrity", "DuplicateKey"];
+
+/// What databases say of deadlocks, and of values that they do not take.
+const DEADLOCKS: [&str; 2] = ["deadlock detected", "deadlocked on lock"];
+const VALUES: [&str; 11] = [
+    "too long",
+    "exceeds",
+    "cannot insert",
+    "out of range",
+    "overflow",
+    "truncat",
+    "invalid input",
+    "invalid byte",
+    "violates",
+    "null value",
+    "convert",
+];
+
+/// Whether LabKey's database failed, and not for what a row holds. LabKey tells the one from the other, but for what it
+/// runs in the background: that is the fault of a row, without a class.
+fn is_of_database(body: Option<&Value>, reason: &str) -> bool {
+    let class = class_of(body);
+    let has_one = |text: &str, words: &[&str]| words.iter().any(|word| text.contains(word));
+    has_one(reason, &DEADLOCKS)
+        || (has_one(class, &OF_DATABASE) && !has_one(class, &OF_ROWS) && !has_one(reason, &VALUES))
 }
 
 fn of_refusal(body: Option<&Value>, reason: &str) -> FailureKind {
@@ -161,6 +198,8 @@ fn of_refusal(body: Option<&Value>, reason: &str) -> FailureKind {
         FailureKind::Duplicate
     } else if is_argument(body) || reason.contains("is not supported for") || reason.contains("does not exist.") {
         FailureKind::Configuration
+    } else if is_of_database(body, &reason) {
+        FailureKind::Unknown
     } else {
         FailureKind::Invalid
     }
@@ -207,6 +246,34 @@ mod tests {
         assert_eq!(kind(500, deadlock, true), FailureKind::Unknown);
         assert_eq!(kind(500, deadlock, false), FailureKind::Transient);
         assert_eq!(kind(503, "<html>", true), FailureKind::Unknown);
+    }
+
+    #[test]
+    fn a_failure_of_labkeys_database_is_in_doubt_with_any_status_and_a_value_that_it_refuses_is_not() {
+        let says = |class: &str, text: &str| {
+            let body = format!(r#"{{"success":false,"exception":"{text}","exceptionClass":"{class}"}}"#);
+            assert_ne!(kind(200, &body, false), FailureKind::Unknown, "a question changes nothing");
+            kind(200, &body, true)
+        };
+        for (class, text) in [
+            ("org.springframework.dao.DeadlockLoserDataAccessException", "SqlExecutor.execute()"),
+            ("org.springframework.jdbc.CannotGetJdbcConnectionException", "Failed to obtain JDBC Connection"),
+            ("org.labkey.api.data.RuntimeSQLException", "ERROR: could not serialize access due to concurrent update"),
+            ("java.sql.SQLTransientConnectionException", "Connection is not available, request timed out"),
+            ("org.postgresql.util.PSQLException", "FATAL: terminating connection due to administrator command"),
+            ("", "ERROR: deadlock detected"),
+        ] {
+            assert_eq!(says(class, text), FailureKind::Unknown, "{class} {text}");
+        }
+        for (class, text) in [
+            ("org.springframework.dao.DataIntegrityViolationException", "SqlExecutor.execute()"),
+            ("org.postgresql.util.PSQLException", "ERROR: value too long for type character varying(4000)"),
+            ("org.labkey.api.data.RuntimeSQLException", "ERROR: integer out of range"),
+            ("java.lang.NumberFormatException", "x"),
+            ("", "Missing value for required property: RecordKey"),
+        ] {
+            assert_eq!(says(class, text), FailureKind::Invalid, "{class} {text}");
+        }
     }
 
     #[test]

@@ -45,6 +45,9 @@ pub fn all(config: &LabkeyConfig, datasets: &Datasets) -> Result<Vec<List>> {
             mistakes.push(format!("`{}` is no dataset", own.dataset));
         }
     }
+    if !datasets.iter().any(|dataset| dataset.labkey.contains_key(&config.map)) {
+        mistakes.push(format!("labkey.map: no dataset has a map `{}`", config.map));
+    }
     let mut lists = Vec::new();
     for dataset in datasets.iter() {
         let own = config.lists.iter().find(|own| own.dataset == dataset.name);

@@ -89,21 +89,41 @@ impl Run<'_> {
         let mut after = 0;
         loop {
             let page = labkey::doubted(self.pool, self.dataset(), after, 20).await?;
-            let Some(last) = page.last().filter(|_| !self.target.merges && !self.lease.is_cancelled()) else {
-                return Ok(());
-            };
+            let Some(last) = page.last().filter(|_| !self.lease.is_cancelled()) else { return Ok(()) };
             after = last.id;
-            let held = self.held(&page).await?;
-            for one in &page {
-                let Found::Whole(surplus) = held.find(one) else { continue };
-                if !surplus.is_empty() {
-                    let rows = self.rows_where(DELIVERY_KEY, &surplus).await?;
-                    self.delete(rows).await?;
-                    telemetry::labkey_reconciled(self.dataset(), "twice", 1);
-                }
-            }
-            labkey::trust(self.pool, &ids(&page)).await?;
+            let is_certain = self.target.merges;
+            let clean = if is_certain { ids(&page) } else { self.remove_surplus(&page).await? };
+            labkey::trust(self.pool, &clean, is_certain).await?;
         }
+    }
+
+    /// Removes what is there too often of some deliveries, and answers with those of which nothing is any more.
+    async fn remove_surplus(&self, page: &[Delivery]) -> Result<Vec<i64>> {
+        let held = self.held(page).await?;
+        let mut clean = Vec::new();
+        for one in page {
+            let surplus = held.surplus(one);
+            if !surplus.is_empty() {
+                let rows = self.rows_where(DELIVERY_KEY, &surplus).await?;
+                if let Err(failure) = self.delete(rows).await {
+                    self.names_what_stays("rows that came twice, or after they were removed here,", failure)?;
+                    continue;
+                }
+                telemetry::labkey_reconciled(self.dataset(), "twice", 1);
+            }
+            clean.push(one.id);
+        }
+        Ok(clean)
+    }
+
+    /// Tells of rows that LabKey does not let us remove, and answers with its reason; any other failure ends the sync.
+    fn names_what_stays(&self, what: &str, failure: Failure) -> Result<String, Failure> {
+        if !matches!(failure.kind, FailureKind::Permission | FailureKind::Invalid) {
+            return Err(failure);
+        }
+        self.tally.error(format!("{what} cannot be removed from LabKey: {}", failure.reason));
+        telemetry::labkey_error(self.dataset(), "removal");
+        Ok(failure.reason)
     }
 
     /// LabKey holds some of the rows that it can only have taken together: somebody has changed the list.
@@ -144,16 +164,11 @@ impl Run<'_> {
                 if self.lease.is_cancelled() {
                     return Ok(());
                 }
-                match self.remove(one).await {
-                    Ok(()) => labkey::removed(self.pool, &[one.id], None).await?,
-                    Err(failure) if matches!(failure.kind, FailureKind::Permission | FailureKind::Invalid) => {
-                        labkey::removed(self.pool, &[one.id], Some(&failure.reason)).await?;
-                        let what = "rows that were removed or replaced here cannot be removed from LabKey";
-                        self.tally.error(format!("{what}: {}", failure.reason));
-                        telemetry::labkey_error(self.dataset(), "removal");
-                    }
-                    Err(failure) => return Err(failure.into()),
-                }
+                let refusal = match self.remove(one).await {
+                    Ok(()) => None,
+                    Err(failure) => Some(self.names_what_stays("rows that were removed or replaced here", failure)?),
+                };
+                labkey::removed(self.pool, &[one.id], refusal.as_deref()).await?;
             }
         }
     }
@@ -206,6 +221,15 @@ impl Held {
             None => Found::Nothing,
             Some(first) if count(&first) == one.rows => Found::Whole(found.collect()),
             Some(first) => Found::Part(count(&first)),
+        }
+    }
+
+    /// The keys whose rows are to leave the list: all of a withdrawn delivery, else those of further attempts.
+    fn surplus(&self, one: &Delivery) -> Vec<String> {
+        match self.find(one) {
+            _ if one.is_withdrawn => one.delivery_keys().filter(|key| self.rows.contains_key(key)).collect(),
+            Found::Whole(surplus) => surplus,
+            Found::Nothing | Found::Part(_) => Vec::new(),
         }
     }
 }

@@ -17,8 +17,9 @@ const PAGE: i64 = 100;
 impl Run<'_> {
     /// Replaces in LabKey what was replaced here, as far as it is small.
     pub(super) async fn replace_withdrawn(&self) -> Result<()> {
-        let (batch, since) = (self.labkey.config.batch_size, self.labkey.since);
-        for successor in labkey::successors(self.pool, self.dataset(), batch, since, PAGE).await? {
+        let (config, since) = (&self.labkey.config, self.labkey.since);
+        let (batch, settle) = (config.batch_size, config.settle);
+        for successor in labkey::successors(self.pool, self.dataset(), batch, since, settle, PAGE).await? {
             if self.lease.is_cancelled() {
                 return Ok(());
             }
@@ -59,16 +60,18 @@ impl Run<'_> {
         let client = &self.labkey.client;
         match client.patiently(|| client.save(Value::Array(commands.clone()), false)).await {
             Ok(()) => {
-                self.completed(&new, &Outcome::default()).await?;
+                // In this order: rows of the same keys are removed while the old ones are not known to be gone.
                 labkey::removed(self.pool, &ids(old), None).await?;
+                self.completed(&new, &Outcome::default()).await?;
                 self.tally.removed.fetch_add(removed, std::sync::atomic::Ordering::Relaxed);
                 Ok(true)
             }
             Err(Failure { kind: FailureKind::Unknown, reason, .. }) => {
                 let how = Outcome { error: Some(&reason), ..Outcome::default() };
                 self.mark(&ids(&new), State::Unknown, &how).await?;
-                // Whatever is found, the usual way goes on from there.
-                Ok(self.settle(new, std::time::Duration::ZERO).await?.is_empty())
+                // Whatever is found, the usual way goes on from there. The request may still arrive.
+                self.settle(new, std::time::Duration::ZERO).await?;
+                Ok(true)
             }
             Err(failure) if failure.is_passing() => {
                 labkey::unplan(self.pool, successor.submission_id, &self.holder).await?;

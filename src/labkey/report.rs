@@ -42,7 +42,7 @@ pub struct DatasetReport {
 }
 
 impl DatasetReport {
-    /// The report of this sync and of the one before it as one.
+    /// The report of this sync, or of this attempt, and of the one before it as one.
     #[must_use]
     pub fn after(mut self, before: Self) -> Self {
         self.uploaded += before.uploaded;
@@ -51,8 +51,13 @@ impl DatasetReport {
         self.reconciled += before.reconciled;
         self.removed += before.removed;
         self.duration_seconds += before.duration_seconds;
-        self.errors.splice(0..0, before.errors);
-        self
+        let mut errors = before.errors;
+        for error in self.errors {
+            if errors.len() < ERRORS && !errors.contains(&error) {
+                errors.push(error);
+            }
+        }
+        Self { errors, ..self }
     }
 }
 

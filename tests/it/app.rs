@@ -54,6 +54,14 @@ impl TestApp {
         Self::over(database, database_url, Some(file), &[]).await
     }
 
+    /// A service with a configuration file that holds this.
+    pub async fn configured(text: &str) -> Self {
+        let (database, database_url) = create_database().await;
+        let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("file");
+        std::fs::write(file.path(), text).expect("configuration");
+        Self::over(database, database_url, Some(file.path()), &[]).await
+    }
+
     async fn over(database: String, database_url: String, file: Option<&Path>, settings: &[(&str, &str)]) -> Self {
         let mut overrides: Vec<(String, String)> =
             settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();

@@ -1,5 +1,8 @@
 //! What goes wrong between the service and LabKey, and what becomes of the rows then: once, or named.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nvd_support_car::db::labkey::{self, State};
@@ -9,6 +12,33 @@ use serde_json::{Value, json};
 use crate::app::{RECORD, TestApp, eventually};
 use crate::labkey::{LIST, holds_once, inserting, lab, merging, records, sync};
 use crate::labkey_server::{Fault, Kind, LabKeyServer, List, Permission};
+
+/// Stores a file, in place of the one that was stored before.
+async fn put(app: &TestApp, body: String) {
+    let put = app.request("PUT", "/ingest/gottcha2/file?on_conflict=replace").body(body);
+    assert_eq!(put.send().await.expect("answer").status(), 200);
+}
+
+/// Removes the submission of a receipt.
+async fn remove(app: &TestApp, receipt: &Value) {
+    let path = format!("/submissions/{}", receipt["submission_id"]);
+    assert_eq!(app.request("DELETE", &path).send().await.expect("answer").status(), 204);
+}
+
+/// Asks for a sync and does not wait for its end.
+async fn begin(app: &TestApp) {
+    app.request("POST", "/labkey/sync?dataset=gottcha2").send().await.expect("answer");
+}
+
+/// Delivers until LabKey holds just these samples, each with so many rows.
+async fn comes_to_hold(labkey: &LabKeyServer, app: &TestApp, samples: &[(&str, usize)]) {
+    let wanted: BTreeMap<String, usize> = samples.iter().map(|(name, rows)| ((*name).to_owned(), *rows)).collect();
+    eventually("labkey holds what is wanted", async || {
+        begin(app).await;
+        labkey.counts(LIST, "SampleId") == wanted
+    })
+    .await;
+}
 
 /// Requests of an action so far.
 fn asked(labkey: &LabKeyServer, action: &str) -> usize {
@@ -64,6 +94,217 @@ async fn an_insert_that_arrives_after_it_was_given_up_for_lost_and_repeated_leav
     assert_eq!((&report["datasets"][0]["removed"], &report["remaining"]), (&json!(20), &json!(0)), "{report}");
     holds_once(&labkey, 20);
     assert_eq!(labkey.counts(LIST, "DeliveryKey").len(), 1);
+}
+
+#[tokio::test]
+async fn a_replacement_that_breaks_off_before_it_is_written_down_keeps_its_rows() {
+    let (labkey, app) = lab(merging(), &[]).await;
+    put(&app, records("old", 25)).await;
+    sync(&app).await;
+    // The database fails once, when LabKey has done its part.
+    let broken = "CREATE SEQUENCE broken;
+        CREATE FUNCTION break_once() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN IF nextval('broken') = 1 THEN RAISE EXCEPTION 'broken'; END IF; RETURN NEW; END $$;
+        CREATE TRIGGER break_once BEFORE UPDATE ON labkey_deliveries FOR EACH ROW
+            WHEN (NEW.removed_at IS NOT NULL) EXECUTE FUNCTION break_once()";
+    sqlx::raw_sql(broken).execute(&app.pool).await.expect("trigger");
+    put(&app, records("new", 12)).await;
+    let report = sync(&app).await;
+    assert!(!report["errors"].as_array().expect("errors").is_empty(), "{report}");
+    sync(&app).await;
+    assert_eq!(app.get("/labkey/stats").await["uploaded_count"], 12);
+    assert_eq!(labkey.counts(LIST, "SampleId"), [("new".to_owned(), 12)].into());
+    holds_once(&labkey, 12);
+}
+
+#[tokio::test]
+async fn a_replacement_in_doubt_waits_for_the_rows_that_it_replaces_to_leave() {
+    for list in [merging(), inserting()] {
+        let (labkey, app) = lab(list, &[]).await;
+        put(&app, records("old", 25)).await;
+        sync(&app).await;
+        put(&app, records("new", 12)).await;
+        // As a killed process leaves it.
+        let lost = "WITH planned AS (UPDATE submissions SET labkey_planned = true WHERE NOT labkey_planned RETURNING id)
+            INSERT INTO labkey_deliveries (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows, state,
+                holder, attempts, sent_at)
+            SELECT dataset, planned.id, record_prefix, 1, 12, 12, 'in_flight', 'a dead process', 1, now()
+            FROM labkey_deliveries, planned";
+        sqlx::query(lost).execute(&app.pool).await.expect("insert");
+        labkey.permit(&[Permission::Read, Permission::Insert, Permission::Update]);
+        let report = sync(&app).await;
+        assert!(report["errors"][0].as_str().expect("error").contains("cannot be removed"), "{report}");
+        assert_eq!((&report["uploaded"], &report["remaining"]), (&json!(0), &json!(12)), "{report}");
+        assert_eq!(labkey.counts(LIST, "SampleId"), [("old".to_owned(), 25)].into());
+        labkey.permit(&[Permission::Read, Permission::Insert, Permission::Update, Permission::Delete]);
+        assert_eq!(sync(&app).await["uploaded"], 12);
+        assert_eq!(labkey.counts(LIST, "SampleId"), [("new".to_owned(), 12)].into());
+        holds_once(&labkey, 12);
+    }
+}
+
+#[tokio::test]
+async fn a_replacement_that_arrives_after_it_was_given_up_for_lost_leaves_again() {
+    let (labkey, app) = lab(inserting(), &[("labkey.request_timeout", "300ms")]).await;
+    put(&app, records("old", 12)).await;
+    sync(&app).await;
+    put(&app, records("new", 12)).await;
+    labkey.inject("query-saveRows", Fault::DelayBefore(Duration::from_millis(2000)));
+    assert_eq!(sync(&app).await["uploaded"], 12);
+    eventually("the rows are there twice", async || labkey.counts(LIST, "SampleId")["new"] == 24).await;
+    comes_to_hold(&labkey, &app, &[("new", 12)]).await;
+    holds_once(&labkey, 12);
+}
+
+#[tokio::test]
+async fn merged_rows_whose_answers_were_all_lost_leave_labkey_with_their_submission() {
+    let more = [("labkey.patience", "1s"), ("labkey.sync_wait", "100ms")];
+    let (labkey, app) = lab(merging(), &more).await;
+    let receipt = app.store("/ingest-gottcha2", records("drop", 25)).await;
+    put(&app, records("old", 25)).await;
+    labkey.inject_with(|seen| (seen.action == "query-import").then_some(Fault::DropAfter));
+    begin(&app).await;
+    let pending = "SELECT count(*) FROM labkey_deliveries WHERE state = 'pending' AND attempts > 0";
+    eventually("the sync gives up", async || app.scalar::<i64>(pending).await == 2).await;
+    assert_eq!(labkey.rows(LIST).len(), 50);
+    remove(&app, &receipt).await;
+    put(&app, records("new", 12)).await;
+    labkey.inject_with(|_| None);
+    comes_to_hold(&labkey, &app, &[("new", 12)]).await;
+    holds_once(&labkey, 12);
+}
+
+#[tokio::test]
+async fn a_submission_that_is_removed_while_its_rows_are_merged_again_leaves_labkey_too() {
+    let more = [("labkey.patience", "1s"), ("labkey.sync_wait", "100ms")];
+    let (labkey, app) = lab(merging(), &more).await;
+    let receipt = app.store("/ingest-gottcha2", records("S1", 10)).await;
+    labkey.inject_with(|seen| (seen.action == "query-import").then_some(Fault::DropAfter));
+    begin(&app).await;
+    eventually("the rows are there", async || labkey.rows(LIST).len() == 10).await;
+    remove(&app, &receipt).await;
+    let in_flight = "SELECT count(*) FROM labkey_deliveries WHERE state = 'in_flight'";
+    eventually("the sync gives up", async || app.scalar::<i64>(in_flight).await == 0).await;
+    labkey.inject_with(|_| None);
+    comes_to_hold(&labkey, &app, &[]).await;
+}
+
+#[tokio::test]
+async fn an_insert_that_arrives_after_its_submission_was_removed_leaves_again() {
+    for second in [None, Some(Fault::BadKey)] {
+        let (labkey, app) = lab(inserting(), &[("labkey.request_timeout", "300ms")]).await;
+        let receipt = app.store("/ingest-gottcha2", records("S1", 20)).await;
+        labkey.inject("query-insertRows", Fault::DelayBefore(Duration::from_secs(6)));
+        if let Some(fault) = second.clone() {
+            labkey.inject("query-insertRows", fault);
+        }
+        sync(&app).await;
+        remove(&app, &receipt).await;
+        sync(&app).await;
+        assert!(labkey.rows(LIST).is_empty(), "{second:?}");
+        eventually("the lost request arrives", async || labkey.rows(LIST).len() == 20).await;
+        comes_to_hold(&labkey, &app, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn rows_that_contradict_the_record_leave_labkey_with_their_submission() {
+    let (labkey, app) = lab(inserting(), &[]).await;
+    let receipt = app.store("/ingest-gottcha2", records("S1", 5)).await;
+    sync(&app).await;
+    labkey.change(LIST, |list| list.truncate(3));
+    sqlx::query("UPDATE labkey_deliveries SET state = 'unknown'").execute(&app.pool).await.expect("update");
+    assert_eq!(sync(&app).await["failed"], 5);
+    remove(&app, &receipt).await;
+    comes_to_hold(&labkey, &app, &[]).await;
+}
+
+#[tokio::test]
+async fn rows_that_came_twice_and_may_not_be_removed_are_named_and_hold_up_no_others() {
+    let (labkey, app) = lab(inserting(), &[("labkey.request_timeout", "300ms")]).await;
+    app.store("/ingest-gottcha2", records("S1", 20)).await;
+    labkey.inject("query-insertRows", Fault::DelayBefore(Duration::from_millis(2000)));
+    assert_eq!(sync(&app).await["uploaded"], 20);
+    eventually("the rows are there twice", async || labkey.rows(LIST).len() == 40).await;
+    labkey.permit(&[Permission::Read, Permission::Insert, Permission::Update]);
+    // Even when their time is over.
+    let over =
+        "UPDATE labkey_deliveries SET doubted_until = now() - interval '1 minute' WHERE doubted_until IS NOT NULL";
+    sqlx::query(over).execute(&app.pool).await.expect("update");
+    app.store("/ingest-gottcha2", records("S2", 3)).await;
+    let report = sync(&app).await;
+    assert!(report["errors"][0].as_str().expect("error").contains("cannot be removed"), "{report}");
+    assert_eq!((&report["uploaded"], &report["remaining"]), (&json!(3), &json!(0)), "{report}");
+    labkey.permit(&[Permission::Read, Permission::Insert, Permission::Update, Permission::Delete]);
+    assert_eq!(sync(&app).await["datasets"][0]["removed"], 20);
+    holds_once(&labkey, 23);
+}
+
+#[tokio::test]
+async fn a_deadlock_in_labkey_fails_no_row_in_either_mode() {
+    for (list, action) in [(merging(), "query-import"), (inserting(), "query-insertRows")] {
+        let (labkey, app) = lab(list, &[]).await;
+        app.store("/ingest-gottcha2", RECORD).await;
+        labkey.inject(action, Fault::Error);
+        let report = sync(&app).await;
+        assert_eq!((&report["uploaded"], &report["failed"]), (&json!(1), &json!(0)), "{report}");
+        holds_once(&labkey, 1);
+    }
+}
+
+#[tokio::test]
+async fn the_report_of_a_sync_tells_what_all_its_attempts_did() {
+    let more = [("labkey.batch_size", "1"), ("labkey.requests", "1"), ("labkey.patience", "300ms")];
+    let (labkey, app) = lab(inserting(), &[&more[..], &[("labkey.sync_wait", "100ms")]].concat()).await;
+    app.store("/ingest-gottcha2", RECORD.replace("Orthoebolavirus zairense", &"x".repeat(5000))).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let (is_starting, inserts) = (Arc::new(AtomicBool::new(true)), AtomicUsize::new(0));
+    let starting = Arc::clone(&is_starting);
+    labkey.inject_with(move |seen| {
+        let is_later = seen.action == "query-insertRows" && inserts.fetch_add(1, Ordering::Relaxed) > 0;
+        (is_later && starting.load(Ordering::Relaxed)).then_some(Fault::NotReady)
+    });
+    begin(&app).await;
+    let waiting = "SELECT count(*) FROM jobs WHERE state = 'pending' AND error IS NOT NULL";
+    eventually("the first attempt fails", async || app.scalar::<i64>(waiting).await == 1).await;
+    is_starting.store(false, Ordering::Relaxed);
+    let job = app.scalar::<uuid::Uuid>("SELECT id FROM jobs").await;
+    let ended = app.finished(&job.to_string()).await;
+    let report = &ended["report"];
+    assert_eq!((&report["uploaded"], &report["failed"]), (&json!(1), &json!(1)), "{ended}");
+    assert_eq!((&ended["status"], &report["remaining"]), (&json!("completed"), &json!(0)), "{ended}");
+}
+
+#[tokio::test]
+async fn nothing_is_scheduled_once_nothing_is_left_to_do() {
+    let (labkey, app) = lab(merging(), &[]).await;
+    let any_work = async || {
+        let mut connection = app.pool.acquire().await.expect("connection");
+        labkey::any_work(&mut connection, "gottcha2", None).await.expect("answer")
+    };
+    let set = async |what: &str| {
+        let set = format!("UPDATE labkey_deliveries SET {what}");
+        sqlx::query(sqlx::AssertSqlSafe(set)).execute(&app.pool).await.expect("update");
+    };
+    let receipt = app.store("/ingest-gottcha2", RECORD).await;
+    assert!(any_work().await);
+    sync(&app).await;
+    assert!(!any_work().await);
+    // A list that rows are merged into now had them inserted before.
+    set("doubted_until = now() - interval '1 minute'").await;
+    assert!(any_work().await);
+    sync(&app).await;
+    assert!(!any_work().await);
+    set("state = 'failed', doubted_until = now() + interval '1 hour'").await;
+    assert!(!any_work().await, "what was refused waits for somebody who asks");
+    set("state = 'unknown', doubted_until = NULL").await;
+    remove(&app, &receipt).await;
+    comes_to_hold(&labkey, &app, &[]).await;
+    sync(&app).await;
+    assert!(!any_work().await);
+    set("state = 'failed'").await;
+    let retry = app.request("POST", "/labkey/retry").json(&json!({})).send().await.expect("answer");
+    assert_eq!(retry.json::<Value>().await.expect("JSON")["rows"], 0, "its submission is gone");
 }
 
 #[tokio::test]
@@ -132,11 +373,16 @@ async fn a_delivery_that_was_cut_meanwhile_is_not_cut_again() {
     let dataset = app.app.datasets.get("gottcha2").expect("dataset");
     labkey::plan(&app.pool, dataset, 100, None).await.expect("plan");
     let pending = async || labkey::in_state(&app.pool, "gottcha2", State::Pending, 0, 10).await.expect("deliveries");
+    sqlx::query("UPDATE labkey_deliveries SET attempts = 2, sent_at = now()").execute(&app.pool).await.expect("update");
     let [whole] = &pending().await[..] else { panic!("one delivery") };
     assert!(labkey::split(&app.pool, whole, 5, 4).await.expect("answer").is_some());
     assert!(labkey::split(&app.pool, whole, 5, 4).await.expect("answer").is_none());
     let ranges: Vec<_> = pending().await.iter().map(|one| (one.first_ordinal, one.last_ordinal, one.rows)).collect();
     assert_eq!(ranges, [(1, 4, 4), (5, 8, 4)]);
+    assert!(
+        pending().await.iter().all(|one| one.attempts == 2 && one.age.is_some()),
+        "LabKey may have the rows of both"
+    );
 }
 
 #[tokio::test]

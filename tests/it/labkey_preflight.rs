@@ -44,16 +44,13 @@ async fn a_count_that_may_outgrow_labkey_s_integers_stops_the_sync_unless_its_ma
     let lists = status["lists"].as_array().expect("lists");
     let own = lists.iter().find(|list| list["dataset"] == "gottcha2").expect("list");
     assert!(own["problems"][0].as_str().expect("problem").contains("`TotalBpMapped`"), "{status}");
-    let folder = tempfile::tempdir().expect("folder");
-    let file = folder.path().join("own.toml");
     let map =
         "[[labkey.lists]]\ndataset = \"gottcha2\"\ncolumns = { TotalBpMapped = { small = \"total_bp_mapped\" } }\n";
     let server = format!(
         "[labkey]\nserver_url = \"{}\"\nproject_path = \"{CONTAINER}\"\napi_key = \"{KEY}\"\n{map}",
         labkey.url
     );
-    std::fs::write(&file, server).expect("file");
-    let app = TestApp::with_file(&file).await;
+    let app = TestApp::configured(&server).await;
     app.store("/ingest-gottcha2", format!("{RECORD}\n{large}\n")).await;
     let report = sync(&app).await;
     assert_eq!((&report["uploaded"], &report["failed"], &report["remaining"]), (&json!(1), &json!(1), &json!(0)));

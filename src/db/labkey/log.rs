@@ -111,7 +111,7 @@ pub async fn retry(pool: &PgPool, which: &Refused<'_>) -> Result<(i64, i64)> {
         "-- labkey.retry
         WITH again AS (
             UPDATE labkey_deliveries SET state = 'unknown', holder = NULL
-            WHERE state = 'failed' AND ($1::text IS NULL OR dataset = $1) AND ($2::bigint IS NULL OR id = $2)
+            WHERE state = 'failed' AND withdrawn_at IS NULL AND ($1::text IS NULL OR dataset = $1) AND ($2::bigint IS NULL OR id = $2)
               AND ($3::text IS NULL OR strpos(error, $3) > 0)
             RETURNING rows)
         SELECT count(*), coalesce(sum(rows), 0)::bigint FROM again",

@@ -40,20 +40,31 @@ pub struct Delivery {
     pub attempts: i32,
     /// Seconds since it was last sent, if it was.
     pub age: Option<f64>,
+    /// Whether its submission was removed or replaced here.
+    pub is_withdrawn: bool,
 }
 
 const WORK: &str = "id, key, submission_id, record_prefix, first_ordinal, last_ordinal, rows, attempts, \
-                    extract(epoch FROM now() - sent_at)::double precision AS age";
+                    extract(epoch FROM now() - sent_at)::double precision AS age, \
+                    withdrawn_at IS NOT NULL AS is_withdrawn";
 
-/// Deliveries of a dataset in a state, in their order, after that one.
+/// Which deliveries `d` are looked for since an earlier request may still arrive: those that seem to be settled.
+const DOUBTED: &str = "d.doubted_until IS NOT NULL AND \
+                       CASE WHEN d.withdrawn_at IS NULL THEN d.state = 'completed' ELSE d.removed_at IS NOT NULL END";
+
+/// Deliveries of a dataset in a state, in their order, after that one. Pending ones wait until LabKey holds the rows no
+/// more whose place they take.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn in_state(pool: &PgPool, dataset: &str, state: State, after: i64, limit: i64) -> Result<Vec<Delivery>> {
     let sql = format!(
         "-- labkey.in_state
-        SELECT {WORK} FROM labkey_deliveries
-        WHERE dataset = $1 AND state = $2 AND id > $3 AND withdrawn_at IS NULL ORDER BY id LIMIT $4"
+        SELECT {WORK} FROM labkey_deliveries d
+        WHERE dataset = $1 AND state = $2 AND id > $3 AND withdrawn_at IS NULL
+          AND ($2 <> 'pending' OR NOT EXISTS (SELECT FROM labkey_deliveries old WHERE old.dataset = $1
+              AND old.record_prefix = d.record_prefix AND old.withdrawn_at IS NOT NULL AND old.removed_at IS NULL))
+        ORDER BY id LIMIT $4"
     );
     let found = sqlx::query_as(AssertSqlSafe(sql)).bind(dataset).bind(state.as_str()).bind(after).bind(limit);
     Ok(found.fetch_all(pool).await?)
@@ -137,35 +148,26 @@ pub async fn conclude(pool: &PgPool, ids: &[i64], holder: &str, state: State, ho
     Ok(marked.rows_affected())
 }
 
-/// Makes deliveries that LabKey does not have pending again; those that were withdrawn meanwhile are over. `is_doubted`
-/// are those of which LabKey may still get the rows. Answers with how many were withdrawn.
+/// Makes deliveries that LabKey does not have pending again; those that were withdrawn meanwhile are looked up instead,
+/// since an earlier request may have brought them. `is_doubted` are those of which LabKey may still get the rows. Answers
+/// with how many were withdrawn.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn release(pool: &PgPool, ids: &[i64], holder: &str, is_doubted: bool) -> Result<u64> {
-    let mut transaction = pool.begin().await?;
+pub async fn release(pool: &PgPool, ids: &[i64], holder: &str, is_doubted: bool) -> Result<usize> {
     let sql = format!(
         "-- labkey.release
-        UPDATE labkey_deliveries SET state = 'pending', holder = NULL,
-            doubted_until = CASE WHEN $3 THEN now() + {DOUBT} ELSE doubted_until END
-        WHERE id = ANY($1) AND holder = $2 AND state IN ('in_flight', 'unknown') AND withdrawn_at IS NULL"
+        UPDATE labkey_deliveries SET state = CASE WHEN withdrawn_at IS NULL THEN 'pending' ELSE 'unknown' END,
+            holder = NULL, doubted_until = CASE WHEN $3 THEN now() + {DOUBT} ELSE doubted_until END
+        WHERE id = ANY($1) AND holder = $2 AND state IN ('in_flight', 'unknown') RETURNING withdrawn_at IS NOT NULL"
     );
-    sqlx::query(AssertSqlSafe(sql)).bind(ids).bind(holder).bind(is_doubted).execute(&mut *transaction).await?;
-    let over = sqlx::query(
-        "-- labkey.forget_withdrawn
-        DELETE FROM labkey_deliveries
-        WHERE id = ANY($1) AND holder = $2 AND state IN ('in_flight', 'unknown') AND withdrawn_at IS NOT NULL",
-    )
-    .bind(ids)
-    .bind(holder)
-    .execute(&mut *transaction)
-    .await?;
-    transaction.commit().await?;
-    Ok(over.rows_affected())
+    let released = sqlx::query_scalar(AssertSqlSafe(sql)).bind(ids).bind(holder).bind(is_doubted);
+    let is_withdrawn: Vec<bool> = released.fetch_all(pool).await?;
+    Ok(is_withdrawn.into_iter().filter(|is_withdrawn| *is_withdrawn).count())
 }
 
 /// Cuts a pending delivery in two before the row at `middle`, which has `before` rows before it; none when it is no more
-/// what it was, since somebody else has cut it or has it in hand.
+/// what it was, since somebody else has cut it or has it in hand. The rows of both have been sent as often as the whole.
 ///
 /// # Errors
 /// A database out of reach.
@@ -175,10 +177,10 @@ pub async fn split(pool: &PgPool, delivery: &Delivery, middle: i32, before: i32)
         WITH first AS (
             UPDATE labkey_deliveries SET last_ordinal = $2 - 1, rows = $3
             WHERE id = $1 AND state = 'pending' AND last_ordinal = $4 AND rows = $3 + $5
-            RETURNING dataset, submission_id, record_prefix)
+            RETURNING dataset, submission_id, record_prefix, attempts, sent_at)
         INSERT INTO labkey_deliveries
-            (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows)
-        SELECT dataset, submission_id, record_prefix, $2, $4, $5 FROM first RETURNING {WORK}"
+            (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows, attempts, sent_at)
+        SELECT dataset, submission_id, record_prefix, $2, $4, $5, attempts, sent_at FROM first RETURNING {WORK}"
     );
     let second: Option<Delivery> = sqlx::query_as(AssertSqlSafe(sql))
         .bind(delivery.id)
@@ -219,33 +221,31 @@ pub async fn take_over(pool: &PgPool, dataset: &str, holder: &str) -> Result<u64
     let taken = sqlx::query(
         "-- labkey.take_over
         UPDATE labkey_deliveries SET state = 'unknown', holder = $2
-        WHERE dataset = $1 AND state IN ('in_flight', 'unknown') AND holder IS DISTINCT FROM $2",
+        WHERE dataset = $1 AND state IN ('in_flight', 'unknown') AND removed_at IS NULL AND holder IS DISTINCT FROM $2",
     );
     Ok(taken.bind(dataset).bind(holder).execute(pool).await?.rows_affected())
 }
 
-/// Completed deliveries of which an earlier request may still arrive.
+/// Deliveries that LabKey has, or has no more, and of which an earlier request may still arrive.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn doubted(pool: &PgPool, dataset: &str, after: i64, limit: i64) -> Result<Vec<Delivery>> {
     let sql = format!(
         "-- labkey.doubted
-        SELECT {WORK} FROM labkey_deliveries
-        WHERE dataset = $1 AND id > $2 AND doubted_until IS NOT NULL AND state = 'completed' AND withdrawn_at IS NULL
-        ORDER BY id LIMIT $3"
+        SELECT {WORK} FROM labkey_deliveries d WHERE dataset = $1 AND id > $2 AND {DOUBTED} ORDER BY id LIMIT $3"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(dataset).bind(after).bind(limit).fetch_all(pool).await?)
 }
 
-/// Ends the doubt about deliveries that were looked for, if their time is over.
+/// Ends the doubt about deliveries that were looked for, if their time is over or there is none to be had.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn trust(pool: &PgPool, ids: &[i64]) -> Result<()> {
+pub async fn trust(pool: &PgPool, ids: &[i64], is_certain: bool) -> Result<()> {
     let sql = "-- labkey.trust
-        UPDATE labkey_deliveries SET doubted_until = NULL WHERE id = ANY($1) AND doubted_until < now()";
-    sqlx::query(sql).bind(ids).execute(pool).await?;
+        UPDATE labkey_deliveries SET doubted_until = NULL WHERE id = ANY($1) AND ($2 OR doubted_until < now())";
+    sqlx::query(sql).bind(ids).bind(is_certain).execute(pool).await?;
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! Making deliveries: cutting submissions into ranges of rows.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgPool};
 
@@ -71,7 +73,7 @@ pub async fn next_unplanned(
         "-- labkey.next_unplanned
         SELECT 0::bigint AS id, gen_random_uuid() AS key, id AS submission_id, 'rehearsal-' || id AS record_prefix,
             1 AS first_ordinal, least(rows + duplicates, $3)::integer AS last_ordinal,
-            least(rows, $3)::integer AS rows, 1 AS attempts, NULL::double precision AS age
+            least(rows, $3)::integer AS rows, 1 AS attempts, NULL::double precision AS age, false AS is_withdrawn
         FROM submissions WHERE dataset = $1 AND NOT labkey_planned AND rows > 0
           AND ($2::timestamptz IS NULL OR created_at >= $2)
         ORDER BY id LIMIT 100",
@@ -92,7 +94,8 @@ pub struct Successor {
     pub record_prefix: String,
 }
 
-/// Successors of at most `batch` rows whose predecessors have no more rows either, and are whole in LabKey.
+/// Successors of at most `batch` rows whose predecessors have no more rows either, which LabKey does not refuse to remove;
+/// not those of which some were sent less than `settle` ago and their end is unknown.
 ///
 /// # Errors
 /// A database out of reach.
@@ -101,6 +104,7 @@ pub async fn successors(
     dataset: &str,
     batch: usize,
     since: Option<DateTime<Utc>>,
+    settle: Duration,
     limit: i64,
 ) -> Result<Vec<Successor>> {
     let sql = format!(
@@ -108,7 +112,8 @@ pub async fn successors(
         WITH old AS (
             SELECT record_prefix FROM labkey_deliveries
             WHERE dataset = $1 AND withdrawn_at IS NOT NULL AND removed_at IS NULL
-            GROUP BY record_prefix HAVING sum(rows) <= $2 AND bool_and(state = 'completed' AND error IS NULL))
+            GROUP BY record_prefix HAVING sum(rows) <= $2 AND bool_and(error IS NULL AND state <> 'in_flight'
+                AND (state <> 'unknown' OR sent_at < now() - $5 * interval '1 second')))
         SELECT s.id AS submission_id, old.record_prefix FROM submissions s JOIN old ON old.record_prefix = {PREFIX}
         WHERE s.dataset = $1 AND NOT s.labkey_planned AND s.rows BETWEEN 1 AND $2
           AND ($3::timestamptz IS NULL OR s.created_at >= $3)
@@ -116,7 +121,8 @@ pub async fn successors(
     );
     let found = sqlx::query_as(AssertSqlSafe(sql));
     let batch = i64::try_from(batch).unwrap_or(i64::MAX);
-    Ok(found.bind(dataset).bind(batch).bind(since).bind(limit).fetch_all(pool).await?)
+    let found = found.bind(dataset).bind(batch).bind(since).bind(limit).bind(settle.as_secs_f64());
+    Ok(found.fetch_all(pool).await?)
 }
 
 /// Makes the one delivery of a successor; none when the submission is gone or was planned meanwhile.

@@ -1,8 +1,9 @@
 //! Numbers of rows by what became of them, and how the last syncs ended.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
+use super::DOUBTED;
 use crate::error::Result;
 
 /// What is known of the deliveries of one dataset.
@@ -52,20 +53,17 @@ pub async fn stats(pool: &PgPool, dataset: &str, since: Option<DateTime<Utc>>) -
 /// # Errors
 /// A database out of reach.
 pub async fn any_work(connection: &mut PgConnection, dataset: &str, since: Option<DateTime<Utc>>) -> Result<bool> {
-    Ok(sqlx::query_scalar(
+    let sql = format!(
         "-- labkey.any_work
         SELECT EXISTS (SELECT FROM labkey_deliveries
-                WHERE dataset = $1 AND state IN ('pending', 'in_flight', 'unknown'))
+                WHERE dataset = $1 AND state IN ('pending', 'in_flight', 'unknown') AND removed_at IS NULL)
             OR EXISTS (SELECT FROM labkey_deliveries
                 WHERE dataset = $1 AND withdrawn_at IS NOT NULL AND removed_at IS NULL)
-            OR EXISTS (SELECT FROM labkey_deliveries WHERE dataset = $1 AND doubted_until IS NOT NULL)
+            OR EXISTS (SELECT FROM labkey_deliveries d WHERE dataset = $1 AND {DOUBTED})
             OR EXISTS (SELECT FROM submissions
-                WHERE dataset = $1 AND NOT labkey_planned AND rows > 0 AND ($2::timestamptz IS NULL OR created_at >= $2))",
-    )
-    .bind(dataset)
-    .bind(since)
-    .fetch_one(connection)
-    .await?)
+                WHERE dataset = $1 AND NOT labkey_planned AND rows > 0 AND ($2::timestamptz IS NULL OR created_at >= $2))"
+    );
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).bind(dataset).bind(since).fetch_one(connection).await?)
 }
 
 /// How the last sync of a dataset ended.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
-use super::{Delivery, WORK};
+use super::{DOUBT, Delivery, WORK};
 use crate::error::Result;
 
-/// Says that the rows of a submission are going: what LabKey may have of them will be removed there. Part of the
+/// Says that the rows of a submission are going: what LabKey may have of them will be looked up and removed there. What
+/// was sent may be there, whatever is known of its last request; but a row that was refused alone is not. Part of the
 /// transaction that removes them.
 ///
 /// # Errors
@@ -15,15 +16,20 @@ use crate::error::Result;
 pub async fn withdraw(connection: &mut PgConnection, submission: i64) -> Result<()> {
     sqlx::query(
         "-- labkey.forget
-        DELETE FROM labkey_deliveries WHERE submission_id = $1 AND state IN ('pending', 'failed')",
+        DELETE FROM labkey_deliveries WHERE submission_id = $1 AND doubted_until IS NULL
+            AND ((state = 'pending' AND attempts = 0) OR (state = 'failed' AND rows = 1))",
     )
     .bind(submission)
     .execute(&mut *connection)
     .await?;
-    sqlx::query("-- labkey.withdraw\nUPDATE labkey_deliveries SET withdrawn_at = now() WHERE submission_id = $1")
-        .bind(submission)
-        .execute(connection)
-        .await?;
+    let sql = format!(
+        "-- labkey.withdraw
+        UPDATE labkey_deliveries SET withdrawn_at = now(), error = NULL,
+            state = CASE WHEN state IN ('pending', 'failed') THEN 'unknown' ELSE state END,
+            doubted_until = CASE WHEN state IN ('in_flight', 'unknown') THEN now() + {DOUBT} ELSE doubted_until END
+        WHERE submission_id = $1"
+    );
+    sqlx::query(AssertSqlSafe(sql)).bind(submission).execute(connection).await?;
     Ok(())
 }
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::json;
-
 use super::Seen;
 use super::wire::Reply;
 
@@ -26,7 +24,7 @@ pub enum Fault {
     Csrf,
     /// 401: the server is starting.
     NotReady,
-    /// 500 with the class of an error that may pass, such as a deadlock.
+    /// The class of an error that may pass, such as a deadlock: 500, of an import 200.
     Error,
     /// 302 to the same place by https, as when the server is reached by http or under maintenance.
     Redirect,
@@ -35,20 +33,16 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The answer, of a fault that answers without handling the request.
-    pub(super) fn reply(&self) -> Option<Reply> {
+    /// The answer to a request of that action, of a fault that answers without handling it.
+    pub(super) fn reply(&self, action: &str) -> Option<Reply> {
         Some(match self {
             Self::BadKey => Reply::bad_key(),
             Self::Csrf => Reply::bad_csrf(),
             Self::NotReady => Reply::failure(401, "server is not ready"),
-            Self::Error => Reply::json(
-                500,
-                &json!({
-                    "exception": "SqlExecutor.execute(); ERROR: deadlock detected",
-                    "exceptionClass": "org.springframework.dao.DeadlockLoserDataAccessException",
-                    "stackTrace": [],
-                    "success": false,
-                }),
+            Self::Error => Reply::exception(
+                if action == "query-import" { 200 } else { 500 },
+                "org.springframework.dao.DeadlockLoserDataAccessException",
+                "SqlExecutor.execute(); ERROR: deadlock detected",
             ),
             Self::Redirect => {
                 let mut reply = Reply::html(302, "");

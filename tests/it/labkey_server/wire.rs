@@ -34,8 +34,9 @@ pub(super) fn router(state: Arc<State>, broken: Arc<Notify>) -> Router {
 /// Hands a request to its action, or to its fault. Nothing breaks the connection.
 async fn meet(state: &Arc<State>, request: Request) -> Option<Response<Body>> {
     let (parts, body) = request.into_parts();
+    let (_, action) = target(&parts.uri);
     let mut seen = Seen {
-        action: target(&parts.uri).1,
+        action: action.clone(),
         method: parts.method.clone(),
         headers: parts.headers.clone(),
         body: Bytes::new(),
@@ -54,7 +55,7 @@ async fn meet(state: &Arc<State>, request: Request) -> Option<Response<Body>> {
     }
     let body = axum::body::to_bytes(body, usize::MAX).await.ok()?;
     state.seen.lock().expect("seen")[place].body = body.clone();
-    if let Some(reply) = fault.as_ref().and_then(Fault::reply) {
+    if let Some(reply) = fault.as_ref().and_then(|fault| fault.reply(&action)) {
         state.seen.lock().expect("seen")[place].status = Some(reply.status);
         return Some(reply.response());
     }
