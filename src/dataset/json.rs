@@ -123,6 +123,19 @@ fn locate_by(line: &str, matches: impl Fn(&str) -> bool) -> Option<u64> {
     Some(character(line, value.as_ptr() as usize - line.as_ptr() as usize))
 }
 
+/// Whether an unknown field of that name was there before. `names` are those of `extra` once there are many: comparing
+/// each with all others would take minutes for a line of a hundred thousand.
+fn is_repeated(name: &str, extra: &[(Cow<'_, str>, Cow<'_, str>)], names: &mut HashSet<String>) -> bool {
+    const FEW: usize = 32;
+    if extra.len() < FEW {
+        return extra.iter().any(|(other, _)| other == name);
+    }
+    if names.is_empty() {
+        names.extend(extra.iter().map(|(other, _)| other.clone().into_owned()));
+    }
+    !names.insert(name.to_owned())
+}
+
 /// Fills a row from one object.
 struct Record<'r, 'a> {
     dataset: &'r Dataset,
@@ -147,6 +160,7 @@ impl<'de> Visitor<'de> for Record<'_, 'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut index = 0;
+        let mut names = HashSet::new();
         while let Some(key) = map.next_key_seed(Key { dataset: self.dataset, order: self.order, index })? {
             index += 1;
             match key {
@@ -162,7 +176,7 @@ impl<'de> Visitor<'de> for Record<'_, 'de> {
                 Found::Extra(name) => {
                     *self.current = Current::Extra(name.clone().into_owned());
                     let value: &RawValue = map.next_value()?;
-                    if self.row.extra.iter().any(|(other, _)| *other == name) {
+                    if is_repeated(&name, &self.row.extra, &mut names) {
                         return Err(A::Error::custom("stands twice in this object"));
                     }
                     if name.contains('\0') {

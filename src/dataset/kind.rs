@@ -127,6 +127,11 @@ pub const FLOAT_OVERFLOW: &str = "is outside the range of 64-bit floats";
 /// # Errors
 /// When it is none of these, or lies before PostgreSQL's calendar.
 pub fn parse_timestamp(text: &str) -> Result<i64, String> {
+    // `25-10-28` is no day of the year 25: nobody knows which part of it is the year.
+    let year = text.trim_start().trim_start_matches(['-', '+']).bytes().take_while(u8::is_ascii_digit).count();
+    if year < 4 {
+        return Err(Kind::Timestamp.expected().to_owned());
+    }
     let time = DateTime::parse_from_rfc3339(text)
         .map(|time| time.to_utc())
         .or_else(|_| text.parse::<NaiveDateTime>().map(|time| time.and_utc()))
@@ -179,6 +184,8 @@ mod tests {
         assert_eq!(parse_timestamp("1970-01-01T01:00:00.000001+01:00"), Ok(1));
         assert_eq!(parse_timestamp("1970-01-01 00:00:01"), Ok(1_000_000));
         assert_eq!(parse_timestamp("1970-01-02"), Ok(86_400_000_000));
-        assert!(parse_timestamp("yesterday").is_err());
+        for text in ["yesterday", "25-10-28", "1-2-3", "999-01-01 00:00:00", "-12-01-01T00:00:00"] {
+            assert!(parse_timestamp(text).is_err(), "{text}");
+        }
     }
 }

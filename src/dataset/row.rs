@@ -92,6 +92,9 @@ pub fn check_range(cell: &Cell<'_>, range: Bounds) -> Result<(), String> {
     if inside { Ok(()) } else { Err(format!("must be {range}")) }
 }
 
+/// Faults of a body that are reported; reading stops at the last of them.
+pub const MAX_FAULTS: usize = 20;
+
 /// What is wrong with one place of a request. It never repeats the value that it complains of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[schema(as = FieldFault)]

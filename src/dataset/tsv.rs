@@ -4,11 +4,12 @@
 //! that declares its tools' own orders (`headerless`) is read without one.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 
 use super::definition::Dataset;
 use super::kind::Kind;
 use super::params::Params;
-use super::row::{Cell, Fault, Row, character};
+use super::row::{Cell, Fault, MAX_FAULTS, Row, character};
 
 /// What each cell of a line is.
 #[derive(Debug)]
@@ -43,15 +44,17 @@ impl Header {
 
     fn named(dataset: &Dataset, line: &str, number: u64, cells: &[&str]) -> Result<Self, Vec<Fault>> {
         let mut faults = Vec::new();
-        let mut targets: Vec<Target> = Vec::new();
+        let mut targets = Vec::new();
+        let mut seen = HashSet::new();
         for (index, name) in cells.iter().enumerate() {
-            let target = dataset.position(name).map_or_else(
+            let known = dataset.position(name);
+            let target = known.map_or_else(
                 || Target::Extra((*name).to_owned()),
                 |found| Target::Column(found, dataset.columns[found].kind),
             );
             let reason = if name.is_empty() {
                 Some(format!("cell {} of the header has no name", index + 1))
-            } else if targets.iter().any(|other| other.is_same(&target)) {
+            } else if !seen.insert(known.ok_or(*name)) {
                 Some("stands twice in the header".to_owned())
             } else {
                 None
@@ -62,6 +65,9 @@ impl Header {
                 faults.push(Fault { line: Some(number), column, field: Some(target.name(dataset).to_owned()), reason });
             }
             targets.push(target);
+            if faults.len() == MAX_FAULTS {
+                break;
+            }
         }
         if faults.is_empty() { Ok(Self { targets }) } else { Err(faults) }
     }
@@ -153,14 +159,6 @@ impl Header {
 }
 
 impl Target {
-    fn is_same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Column(one, _), Self::Column(two, _)) => one == two,
-            (Self::Extra(one), Self::Extra(two)) => one == two,
-            _ => false,
-        }
-    }
-
     fn name<'a>(&'a self, dataset: &'a Dataset) -> &'a str {
         match self {
             Self::Column(position, _) => &dataset.columns[*position].name,

@@ -248,7 +248,8 @@ pub async fn create_incoming(connection: &mut PgConnection, dataset: &Dataset) -
     Ok(())
 }
 
-/// Moves the rows of [`INCOMING`] whose unique key is not there yet, and answers with their number.
+/// Moves the rows of [`INCOMING`] whose unique key is not there yet, and answers with their number. A second call moves
+/// those whose key has become free meanwhile.
 ///
 /// # Errors
 /// A database out of reach.
@@ -257,7 +258,7 @@ pub async fn take_incoming(connection: &mut PgConnection, dataset: &Dataset) -> 
     let unique = sql::quoted_list(dataset.unique.iter().map(String::as_str));
     // The order of the key, so that two bodies with the same keys wait for each other instead of deadlocking.
     let take = format!(
-        "-- submissions.take_incoming\nINSERT INTO {} ({columns}) SELECT {columns} FROM {INCOMING} ORDER BY {unique}, ordinal ON CONFLICT ({unique}) DO NOTHING",
+        "-- submissions.take_incoming\nINSERT INTO {} ({columns}) SELECT {columns} FROM {INCOMING} ORDER BY {unique}, ordinal ON CONFLICT DO NOTHING",
         sql::quoted(&dataset.table)
     );
     execute_generated(connection, take).await

@@ -22,31 +22,63 @@ pub const PARTS_IN_FLIGHT: usize = 8;
 /// keeps its place until this is dropped.
 pub struct Turn {
     places: Arc<Semaphore>,
-    held: Mutex<Option<OwnedSemaphorePermit>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    place: Option<OwnedSemaphorePermit>,
+    /// Whether the upload does without a place, because it waits for a connection.
+    stands_aside: bool,
+}
+
+impl State {
+    const fn needs_place(&self) -> bool {
+        self.place.is_none() && !self.stands_aside
+    }
+}
+
+/// Until this is dropped, the upload does without a place: see [`Turn::stand_aside`].
+pub struct StandingAside<'a>(&'a Turn);
+
+impl Drop for StandingAside<'_> {
+    fn drop(&mut self) {
+        self.0.state().stands_aside = false;
+    }
 }
 
 impl Turn {
     /// A turn that is not held yet.
     #[must_use]
-    pub const fn new(places: Arc<Semaphore>) -> Self {
-        Self { places, held: Mutex::new(None) }
+    pub fn new(places: Arc<Semaphore>) -> Self {
+        Self { places, state: Mutex::default() }
     }
 
-    /// Waits for a place, unless it is held.
+    /// Waits for a place, unless it is held or done without.
     pub async fn enter(&self) {
-        if self.held().is_none() {
+        if self.state().needs_place() {
             let place = Arc::clone(&self.places).acquire_owned().await.ok();
-            *self.held() = place;
+            let mut state = self.state();
+            if state.needs_place() {
+                state.place = place;
+            }
         }
     }
 
     /// Gives the place to another upload.
     pub fn leave(&self) {
-        *self.held() = None;
+        self.state().place = None;
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Gives the place to another upload and takes none, while what decodes goes on for as long as its batches are taken
+    /// or kept. With a place it would wait for a connection that only uploads which wait for a place can give.
+    pub fn stand_aside(&self) -> StandingAside<'_> {
+        *self.state() = State { place: None, stands_aside: true };
+        StandingAside(self)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

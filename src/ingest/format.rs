@@ -26,7 +26,8 @@ impl Format {
         if line.trim_start().starts_with(['{', '[']) || json::is_json(line) {
             return Ok(Self::Jsonl);
         }
-        let wanted = "gzip, zstd or plain text with one JSON object a line, or tab-separated values with a header";
+        let wanted =
+            "gzip, zstd, zlib or plain text with one JSON object a line, or tab-separated values with a header";
         Err(Error::Body(format!("the body is not in a known format: send {wanted}")))
     }
 }

@@ -7,11 +7,9 @@ use super::copy::{Batch, Batches};
 use super::decode::{Decoder, Limits};
 use super::format::Format;
 use crate::dataset::params::Params;
+use crate::dataset::row::MAX_FAULTS;
 use crate::dataset::{Cell, Dataset, Fault, Row, json, tsv};
 use crate::error::Error;
-
-/// Faults that are reported; reading stops at the last of them.
-pub const MAX_FAULTS: usize = 20;
 
 /// What a decoding thread needs to know.
 #[derive(Clone)]

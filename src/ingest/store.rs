@@ -23,6 +23,9 @@ use crate::error::{Error, Result};
 /// and compared with what is stored before the table is touched, so that a replay leaves nothing behind.
 const HELD_BACK: usize = 4 * 1024 * 1024;
 
+/// Bytes of a sample or run that all rows share: by these submissions are looked up, in an index that takes some 2,700.
+const LONGEST_NAME: usize = 1024;
+
 /// Encoded batches between the decoding thread and COPY.
 const BATCHES_IN_FLIGHT: usize = 32;
 
@@ -217,12 +220,13 @@ impl Attempt<'_> {
     }
 
     /// Begins a transaction. While all connections are taken by uploads that wait for their clients, and in turn for a
-    /// place to go on, this one must not keep its place.
+    /// place to go on, this one must neither keep its place nor take another.
     async fn begin(&self, turn: &Turn) -> Result<Transaction<'static, Postgres>> {
-        if let Some(transaction) = self.app.pool.try_begin().await? {
+        // A connection that turns out to be dead is no reason to refuse: the pool looks for one that lives.
+        if let Ok(Some(transaction)) = self.app.pool.try_begin().await {
             return Ok(transaction);
         }
-        turn.leave();
+        let _standing_aside = turn.stand_aside();
         // It goes on without a place: connections are few enough, and must not lie idle behind uploads without one.
         Ok(self.app.pool.begin().await?)
     }
@@ -273,9 +277,7 @@ impl Attempt<'_> {
         if self.request.dataset.unique.is_empty() {
             return Ok(copied);
         }
-        submissions::take_incoming(connection, &self.request.dataset)
-            .await
-            .map_err(|error| refused_by_postgres(error, 0))
+        self.take_incoming(connection).await
     }
 
     /// Writes the submission row, unless its key is taken.
@@ -286,7 +288,7 @@ impl Attempt<'_> {
         summary: &Summary,
     ) -> Result<Recorded> {
         let fingerprint = fingerprint(self.request, summary);
-        let new = NewSubmission {
+        let mut new = NewSubmission {
             id: self.submission,
             dataset: &self.request.dataset.name,
             key: self.request.key.clone().unwrap_or_else(|| content_key(&fingerprint)),
@@ -304,6 +306,11 @@ impl Attempt<'_> {
                 "is required for a body without rows, or send a key: else nobody could tell whose result it is";
             return Err(Error::parameter("sample_id", reason));
         }
+        for (name, value) in [("sample_id", new.sample_id), ("run_id", new.run_id)] {
+            if value.is_some_and(|value| value.len() > LONGEST_NAME) {
+                return Err(Error::parameter(name, format!("is longer than {LONGEST_NAME} bytes in every row")));
+            }
+        }
         loop {
             if let Some(submission) = submissions::insert(transaction, &new).await? {
                 return Ok(Recorded::New(submission));
@@ -316,7 +323,19 @@ impl Attempt<'_> {
                 return Ok(Recorded::Taken(existing));
             }
             submissions::delete(transaction, &self.request.dataset, existing.id).await?;
+            if !self.request.dataset.unique.is_empty() {
+                // Rows that were passed over because those of the removed submission had their keys.
+                let more = self.take_incoming(transaction).await?;
+                new.rows += more;
+                new.duplicates -= more;
+            }
         }
+    }
+
+    async fn take_incoming(&self, connection: &mut PgConnection) -> Result<u64> {
+        submissions::take_incoming(connection, &self.request.dataset)
+            .await
+            .map_err(|error| refused_by_postgres(error, 0))
     }
 }
 

@@ -394,3 +394,37 @@ fn pseudo_random(rows: u64) -> String {
     }
     body
 }
+
+#[tokio::test]
+async fn a_line_of_very_many_unknown_fields_is_read_as_fast_as_any() {
+    let app = TestApp::start().await;
+    let fields: String = (0..60_000).map(|index| format!("\"field_{index:05}\":1,")).collect();
+    let started = std::time::Instant::now();
+    let repeated = RECORD.replace('{', &format!("{{{fields}\"field_59999\":2,"));
+    let problem = app.refuse(422, "/ingest-gottcha2", repeated).await;
+    assert_eq!(problem["errors"][0]["field"], "field_59999");
+    app.store("/ingest-gottcha2", RECORD.replace('{', &format!("{{{fields}"))).await;
+    assert_eq!(app.scalar::<i64>("SELECT count(*) FROM gottcha2_full, jsonb_object_keys(extra)").await, 60_000);
+    assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_header_of_very_many_repeated_names_is_refused_as_fast_as_any() {
+    let app = TestApp::start().await;
+    let unknown = (0..50_000).map(|index| format!("extra_{index:05}"));
+    let header: Vec<String> = unknown.chain((0..50_002).map(|_| "taxid".to_owned())).collect();
+    let started = std::time::Instant::now();
+    let problem = app.refuse(422, "/ingest-gottcha2?sample_id=S1", format!("{}\n", header.join("\t"))).await;
+    assert_eq!(problem["errors"].as_array().expect("errors").len(), 20);
+    assert_eq!(problem["errors"][0]["field"], "taxid");
+    assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_sample_that_is_too_long_to_be_looked_up_is_refused() {
+    let app = TestApp::start().await;
+    let long: String = (0..600_u32).map(|index| format!("{:05x}", index * 7919 % 1_048_573)).collect();
+    let problem = app.refuse(422, "/ingest-gottcha2", RECORD.replace("S1", &long)).await;
+    assert_eq!(problem["errors"][0]["field"], "sample_id");
+    app.refuse(422, &format!("/ingest-gottcha2?run_id={long}"), RECORD).await;
+}

@@ -1,8 +1,11 @@
 //! Good input: every way in which workers send files, stored exactly once and value for value.
 
-use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
-use crate::app::{RECORD, TestApp, data, gzip, problem, zlib};
+use serde_json::{Value, json};
+use sqlx::Connection;
+
+use crate::app::{RECORD, TestApp, data, eventually, gzip, problem, zlib};
 
 /// All rows of a table as JSON objects in the order of their file, without the service's columns and nulls.
 async fn rows(app: &TestApp, table: &str) -> Vec<Value> {
@@ -318,6 +321,31 @@ async fn rows_of_results_that_are_stored_already_are_counted_as_duplicates() {
 }
 
 #[tokio::test]
+async fn results_that_replace_others_keep_the_rows_that_both_have() {
+    let app = TestApp::start().await;
+    let row = |key: &str, value: u32| {
+        json!({"run_id":"r","task_id":"t","shard":1,"idempotency_key":key,"schema_version":1,"payload":{"n":value}})
+            .to_string()
+    };
+    app.store("/ingest", row("other", 0)).await;
+    let put = async |rows: &[String], query: &str| {
+        let path = format!("/ingest/results/K{query}");
+        let answer = app.request("PUT", &path).body(rows.join("\n")).send().await.expect("answer");
+        assert_eq!(answer.status(), 200);
+        answer.json::<Value>().await.expect("receipt")
+    };
+    put(&[row("a", 1), row("b", 1), row("c", 1)], "").await;
+    let receipt = put(&[row("a", 2), row("b", 1), row("other", 2), row("d", 2)], "?on_conflict=replace").await;
+    assert_eq!((&receipt["rows"], &receipt["duplicates"]), (&json!(3), &json!(1)));
+    let stored: Vec<String> =
+        sqlx::query_scalar("SELECT idempotency_key || (payload->>'n') FROM results ORDER BY idempotency_key")
+            .fetch_all(&app.pool)
+            .await
+            .expect("rows");
+    assert_eq!(stored, ["a2", "b1", "d2", "other0"]);
+}
+
+#[tokio::test]
 async fn a_column_that_only_later_rows_bring_is_stored_too() {
     let app = TestApp::start().await;
     let mut body = format!("{RECORD}\n").repeat(3);
@@ -380,4 +408,67 @@ async fn a_burst_of_files_without_keys_does_not_wait_for_itself() {
         assert_eq!(answer.expect("answer").status(), 200);
     }
     assert_eq!(app.count("gottcha2_full").await, 20 * FILES as i64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_waits_for_a_connection_keeps_no_place_from_those_that_have_one() {
+    const LINES: usize = 130;
+    let app = TestApp::with(&[("ingest.concurrency", "1"), ("database.acquire_timeout", "30s")]).await;
+    // Each line is a batch of its own, and so many are more than what is held back before a transaction begins.
+    let lines = |sample: usize, count: usize| {
+        let record = RECORD.replace("S1", &format!("S{sample}"));
+        format!("{}\n", record.replace('{', &format!("{{\"note\":\"{}\",", "n".repeat(40_000)))).repeat(count)
+    };
+    let send = async |sample: usize, count: usize| {
+        let (sender, parts) = tokio::sync::mpsc::channel::<Result<String, std::io::Error>>(2);
+        sender.send(Ok(lines(sample, count))).await.expect("part");
+        let body = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(parts));
+        (tokio::spawn(app.request("POST", "/ingest-gottcha2").body(body).send()), sender)
+    };
+    // More than is read before a transaction is thought of, less than is held back.
+    let (late, rest_of_late) = send(8, 30).await;
+    eventually("the late one has its number", async || {
+        app.scalar::<bool>("SELECT is_called FROM submissions_id_seq").await
+    })
+    .await;
+    // None of the service's own.
+    let mut aside = sqlx::PgConnection::connect(&app.database_url()).await.expect("connection");
+    let mut uploads = Vec::new();
+    for sample in 0..8 {
+        uploads.push(send(sample, LINES).await);
+    }
+    eventually("all connections are taken", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND query LIKE 'COPY%' AND state = 'active'";
+        sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut aside).await.expect("count") == 8
+    })
+    .await;
+    // More than waits between decoding and COPY, so that it would hold the one place until it has a connection.
+    rest_of_late.send(Ok(lines(8, 3 * LINES))).await.expect("part");
+    drop(rest_of_late);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let started = Instant::now();
+    for (sample, (_, sender)) in uploads.iter().enumerate() {
+        sender.send(Ok(lines(sample, LINES))).await.expect("part");
+    }
+    let uploads = uploads.into_iter().map(|(upload, _)| upload);
+    for answer in futures_util::future::join_all(uploads.chain([late])).await {
+        assert_eq!(answer.expect("task").expect("answer").status(), 200);
+    }
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert_eq!(app.count("gottcha2_full").await, (19 * LINES + 30) as i64);
+}
+
+#[tokio::test]
+async fn connections_that_postgresql_has_ended_meanwhile_do_not_cost_an_upload() {
+    let app = TestApp::start().await;
+    for round in 0..5 {
+        futures_util::future::join_all((0..8).map(|_| app.request("GET", "/submissions").send())).await;
+        let mut aside = sqlx::PgConnection::connect(&app.database_url()).await.expect("connection");
+        let sql = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        sqlx::query(sql).execute(&mut aside).await.expect("terminate");
+        app.store("/ingest-gottcha2", RECORD.replace("S1", &format!("S{round}"))).await;
+    }
+    assert_eq!(app.count("gottcha2_full").await, 5);
 }
