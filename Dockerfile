@@ -25,7 +25,9 @@ RUN apt-get update \
 COPY --from=build /out/nvd-support-car /usr/local/bin/
 COPY --from=redoc /out/redoc.standalone.js /usr/share/nvd-support-car/
 USER 10001
-# The data directory is ./data. With DATABASE_URL and an access token set, nothing is written to it.
+# The data directory is ./data: mount a volume here. A named one takes over the owner of this folder; a folder of the
+# host has to belong to user 10001. With DATABASE_URL and an access token set, only what is exported is written to it,
+# and with a bucket as export.storage nothing.
 WORKDIR /var/lib/nvd-support-car
 ENV HOST=0.0.0.0 \
     NVD__SERVER__REDOC_BUNDLE=/usr/share/nvd-support-car/redoc.standalone.js

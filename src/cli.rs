@@ -19,6 +19,8 @@ use crate::app::App;
 use crate::config::{Config, LogConfig, Scope};
 use crate::dataset::Datasets;
 use crate::error::{Error, Result};
+use crate::jobs::schedule;
+use crate::labkey::Labkey;
 use crate::serve::{Database, Service};
 use crate::{db, http, secrets, telemetry, tls};
 
@@ -54,6 +56,7 @@ struct Common {
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Sets any key of the configuration; may be repeated.
+    // Checked here, and read by `settings`.
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = parse_pair)]
     set: Vec<(String, String)>,
 }
@@ -203,8 +206,9 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
         Command::Token(TokenCommand::New { name, scope }) => new_token(&name, &scope),
         Command::Datasets(command) => datasets(load(&common, &[])?, &command).await,
         Command::Config(ConfigCommand::Check) => {
-            let text = load(&common, &[])?.to_toml().map_err(|error| Error::Environment(error.to_string()))?;
-            print(&text)
+            let config = load(&common, &[])?;
+            check_uses(&config)?;
+            print(&config.to_toml().map_err(|error| Error::Environment(error.to_string()))?)
         }
         Command::Openapi => openapi(&load(&common, &[])?),
         Command::Healthcheck(healthcheck) => check_health(&load(&common, &[])?, healthcheck.url).await,
@@ -213,7 +217,9 @@ async fn execute(cli: Cli) -> Result<ExitCode> {
 }
 
 fn load(common: &Common, flags: &[(String, String)]) -> Result<Config> {
-    let mut overrides = common.set.clone();
+    // What is not UTF-8 is a path, and no setting.
+    let arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    let mut overrides = settings(arguments).map_err(Error::Environment)?;
     if let Some(dir) = &common.data_dir {
         overrides.push(("data_dir".into(), dir.display().to_string()));
     }
@@ -236,6 +242,14 @@ fn service_config(common: &Common, listen: &Listen) -> Result<Config> {
     let config = load(common, &flags)?;
     telemetry::init_logs(&config.log)?;
     Ok(config)
+}
+
+/// Looks at what the keys of a configuration speak of: definitions of datasets, schedules, lists of LabKey.
+fn check_uses(config: &Config) -> Result<()> {
+    let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(Error::Definitions)?;
+    let labkey = Labkey::open(&config.labkey, &datasets)?;
+    schedule::configured(config, &datasets, labkey.as_ref())?;
+    telemetry::init_logs(&config.log)
 }
 
 fn new_token(name: &str, scopes: &[Scope]) -> Result<()> {
@@ -286,10 +300,10 @@ async fn plan(app: &App) -> Result<String> {
 
 async fn check_health(config: &Config, url: Option<String>) -> Result<()> {
     let url = url.unwrap_or_else(|| {
-        let host =
-            if ["0.0.0.0", "::"].contains(&config.server.host.as_str()) { "127.0.0.1" } else { &config.server.host };
+        let everywhere = ["0.0.0.0", "::"].contains(&config.server.host.as_str());
+        let address = if everywhere { format!("127.0.0.1:{}", config.server.port) } else { config.listen() };
         let scheme = if config.server.cert_path.is_some() { "https" } else { "http" };
-        format!("{scheme}://{host}:{}", config.server.port)
+        format!("{scheme}://{address}")
     });
     // The question goes to this machine, under a name that its certificate need not have.
     let client = reqwest::Client::builder()
@@ -305,6 +319,20 @@ async fn check_health(config: &Config, url: Option<String>) -> Result<()> {
     }
     let status = answer.status();
     Err(Error::Environment(format!("{url} answers {status}: {}", answer.text().await.unwrap_or_default())))
+}
+
+/// Every `--set` of a command line, wherever it stands: of those before and behind the command clap keeps the latter.
+fn settings(mut arguments: impl Iterator<Item = String>) -> Result<Vec<(String, String)>, String> {
+    let mut settings = Vec::new();
+    while let Some(argument) = arguments.next().filter(|argument| argument != "--") {
+        let pair = match argument.strip_prefix("--set") {
+            Some("") => arguments.next(),
+            Some(rest) => rest.strip_prefix('=').map(str::to_owned),
+            None => None,
+        };
+        settings.extend(pair.map(|pair| parse_pair(&pair)).transpose()?);
+    }
+    Ok(settings)
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {

@@ -8,6 +8,9 @@ use std::time::{Duration, SystemTime};
 use axum::Router;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
@@ -21,6 +24,13 @@ use crate::{http, jobs, secrets, telemetry};
 
 /// How often certificate files are looked at for a change.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
+
+/// How long a client may take over the head of a request, or keep a connection without one. Common clients give up idle
+/// connections after 90 seconds.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How often metrics are tidied up, which keeps those that nobody fetches from growing.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// A database to work with: the configured one, or the embedded one for as long as this lives.
 pub struct Database {
@@ -85,7 +95,7 @@ impl Service {
         let tls = tls(&config).await?;
         let listener = listen(address)?;
         let address = listener.local_addr().map_err(|error| Error::Environment(error.to_string()))?;
-        telemetry::metrics()?;
+        tokio::spawn(tidy(telemetry::metrics()?));
         let database = Database::open(&config).await?;
         let deadline = config.server.shutdown_deadline;
         let app = App::new(config, &database.url)?;
@@ -130,10 +140,20 @@ impl Service {
         if let Ok(Err(error)) = self.serving.await {
             tracing::warn!(%error, "the server ended with an error");
         }
-        self.app.pool.close().await;
+        if tokio::time::timeout(self.deadline, self.app.pool.close()).await.is_err() {
+            tracing::warn!("the database does not answer; its connections are cut");
+        }
         self.database.close().await?;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Empties the buffers of measured durations again and again.
+async fn tidy(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(METRICS_UPKEEP).await;
+        metrics.run_upkeep();
     }
 }
 
@@ -245,12 +265,21 @@ fn spawn_server(
     let service = router.into_make_service();
     Ok(match tls {
         Some(tls) => {
-            let server = axum_server::from_tcp_rustls(listener, tls).map_err(fault)?.handle(handle);
+            let mut server = axum_server::from_tcp_rustls(listener, tls).map_err(fault)?.handle(handle);
+            limit_heads(server.http_builder());
             tokio::spawn(server.serve(service))
         }
         None => {
-            let server = axum_server::from_tcp(listener).map_err(fault)?.handle(handle);
+            // Without TLS nobody asks for HTTP/2, and until it is told, a client that sends nothing has no limit.
+            let mut server = axum_server::from_tcp(listener).map_err(fault)?.handle(handle).http1_only();
+            limit_heads(server.http_builder());
             tokio::spawn(server.serve(service))
         }
     })
+}
+
+/// Lets go of clients that never end the head of a request, or vanish between two: each holds one of the process's open
+/// files.
+fn limit_heads(http: &mut Builder<TokioExecutor>) {
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
 }

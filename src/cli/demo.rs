@@ -57,7 +57,7 @@ struct Exported {
 /// # Errors
 /// See [`Service::start`]; or when a sample is not taken in.
 pub async fn run(config: Config) -> Result<()> {
-    let plain = config.auth.bearer_token.clone().or_else(|| config.auth.ingest_token.clone());
+    let plain = config.auth.bearer_token.clone();
     if plain.is_none() && config.has_tokens() {
         return Err(Error::Environment("demo sends its samples with a plain token: set BEARER_TOKEN".into()));
     }

@@ -298,7 +298,7 @@ fn accepted(body: TriggerBody) -> Response {
 
 /// Asks for a run of a partitioned dataset. The same wish that waits or runs already is that job.
 async fn trigger_lake(http: &Http, run: LakeRun) -> Result<Response, Problem> {
-    run.wish(&http.app)?;
+    run.wish(&http.app.config, &http.app.datasets)?;
     let table = run.dataset.clone();
     let mut transaction = http.app.pool.begin().await.map_err(Error::from)?;
     let job = lake::enqueue(&http.app, &mut transaction, run).await?;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Work, enqueue_alone};
 use crate::app::App;
-use crate::config::Partitioning;
+use crate::config::{Config, Partitioning};
+use crate::dataset::Datasets;
 use crate::db::jobs::{self, Job, Lease};
 use crate::error::{Error, Result};
 use crate::export::spec::ExportSpec;
@@ -33,10 +34,9 @@ impl LakeRun {
     ///
     /// # Errors
     /// An unknown dataset, every field that is wrong.
-    pub fn wish(&self, app: &App) -> Result<Wish> {
-        let dataset = app.datasets.get(&self.dataset);
+    pub fn wish(&self, config: &Config, datasets: &Datasets) -> Result<Wish> {
+        let dataset = datasets.get(&self.dataset);
         let dataset = dataset.ok_or_else(|| Error::NotFound { what: "dataset", name: self.dataset.clone() })?;
-        let config = &app.config;
         let mut wish = Wish::new(dataset, &self.spec, &self.partitioning, self.overwrite, &config.export)?;
         // What an attempt has finished, the next one need not do again.
         wish.historical = true;
@@ -67,7 +67,7 @@ pub async fn is_begun(app: &App, dataset: &str) -> Result<bool> {
 
 /// Does it; false when the job had become somebody else's.
 pub async fn run(app: &App, lease: &Lease, run: &LakeRun) -> Result<bool> {
-    let wish = run.wish(app)?;
+    let wish = run.wish(&app.config, &app.datasets)?;
     let place = Place { storage: &app.storage, folder: FOLDER, datasets: app.datasets.names() };
     let started = Instant::now();
     let result = lake::run(&app.pool, &app.config.export, &wish, &place, lease).await;

@@ -14,11 +14,12 @@ use super::lake::LakeRun;
 use super::timing::Timing;
 use super::{NewExport, enqueue_export, enqueue_sync, extract, lake, retention, sync};
 use crate::app::App;
-use crate::config::Partitioning;
-use crate::dataset::Dataset;
+use crate::config::{Config, Partitioning};
+use crate::dataset::{Dataset, Datasets};
 use crate::db::{extracts, labkey, schedules, submissions};
 use crate::error::{Error, Result};
 use crate::export::spec::ExportSpec;
+use crate::labkey::Labkey;
 use crate::telemetry;
 
 /// When schedules are looked at: a cron expression of seconds, since daylight saving time moves the hours of others.
@@ -52,41 +53,54 @@ enum Action {
     LabkeySync,
 }
 
-/// All schedules of a configuration.
+/// All schedules of a service.
 ///
 /// # Errors
 /// An unknown dataset, an expression or a time zone that is none, a form that cannot be had.
 pub fn all(app: &App) -> Result<Vec<Schedule>> {
-    let mut schedules = exports(app)?;
-    schedules.extend(lakes(app)?);
-    schedules.extend(syncs(app)?);
+    configured(&app.config, &app.datasets, app.labkey.as_deref())
+}
+
+/// All schedules of a configuration.
+///
+/// # Errors
+/// As those of [`all`].
+pub fn configured(config: &Config, datasets: &Datasets, labkey: Option<&Labkey>) -> Result<Vec<Schedule>> {
+    let mut schedules = exports(config, datasets)?;
+    schedules.extend(lakes(config, datasets)?);
+    schedules.extend(syncs(labkey)?);
     Ok(schedules)
 }
 
 /// The partitioned datasets that have no schedule of their own.
-fn lakes(app: &App) -> Result<Vec<Schedule>> {
-    let config = &app.config.lake;
-    let Some(cron) = &config.cron else { return Ok(Vec::new()) };
+fn lakes(config: &Config, datasets: &Datasets) -> Result<Vec<Schedule>> {
+    let Some(cron) = &config.lake.cron else { return Ok(Vec::new()) };
     let owned = |name: &str| {
-        let mut own = app.config.export.schedules.iter();
+        let mut own = config.export.schedules.iter();
         own.any(|own| own.dataset == name && own.partition.is_some())
     };
-    let partitioning = Partitioning { temporal: Some(config.temporal), ..Partitioning::default() };
-    let schedule =
-        |dataset: &Arc<Dataset>| lake(app, dataset, (cron, &config.timezone), ExportSpec::default(), &partitioning);
-    let schedules = app.datasets.iter().filter(|dataset| !owned(&dataset.name)).map(schedule);
+    let partitioning = Partitioning { temporal: Some(config.lake.temporal), ..Partitioning::default() };
+    let schedule = |dataset: &Arc<Dataset>| {
+        let run = LakeRun {
+            dataset: dataset.name.clone(),
+            spec: ExportSpec::default(),
+            partitioning: partitioning.clone(),
+            overwrite: false,
+        };
+        lake(config, datasets, dataset, (cron, &config.lake.timezone), run)
+    };
+    let schedules = datasets.iter().filter(|dataset| !owned(&dataset.name)).map(schedule);
     schedules.collect::<Result<_, String>>().map_err(|reason| Error::Environment(format!("lake: {reason}")))
 }
 
 fn lake(
-    app: &App,
+    config: &Config,
+    datasets: &Datasets,
     dataset: &Arc<Dataset>,
     (cron, zone): (&str, &str),
-    spec: ExportSpec,
-    partitioning: &Partitioning,
+    run: LakeRun,
 ) -> Result<Schedule, String> {
-    let run = LakeRun { dataset: dataset.name.clone(), spec, partitioning: partitioning.clone(), overwrite: false };
-    run.wish(app).map_err(|error| error.to_string())?;
+    run.wish(config, datasets).map_err(|error| error.to_string())?;
     Ok(Schedule {
         name: format!("lake:{}:{cron}:{zone}", dataset.name),
         dataset: Arc::clone(dataset),
@@ -95,8 +109,8 @@ fn lake(
     })
 }
 
-fn syncs(app: &App) -> Result<Vec<Schedule>> {
-    let Some(labkey) = app.labkey.as_ref().filter(|labkey| labkey.config.auto_upload) else { return Ok(Vec::new()) };
+fn syncs(labkey: Option<&Labkey>) -> Result<Vec<Schedule>> {
+    let Some(labkey) = labkey.filter(|labkey| labkey.config.auto_upload) else { return Ok(Vec::new()) };
     let cron = labkey.config.interval_cron().map_err(Error::Environment)?;
     let schedule = |dataset: &Arc<Dataset>| {
         Ok(Schedule {
@@ -109,12 +123,12 @@ fn syncs(app: &App) -> Result<Vec<Schedule>> {
     labkey.lists.iter().map(|list| schedule(&list.dataset)).collect()
 }
 
-fn exports(app: &App) -> Result<Vec<Schedule>> {
-    let config = &app.config.export;
+fn exports(service: &Config, datasets: &Datasets) -> Result<Vec<Schedule>> {
+    let config = &service.export;
     let mut schedules = Vec::new();
     for own in &config.schedules {
         let wrong = |reason: String| Error::Environment(format!("export.schedules: {}: {reason}", own.dataset));
-        let dataset = app.datasets.get(&own.dataset).ok_or_else(|| wrong("is no dataset".into()))?;
+        let dataset = datasets.get(&own.dataset).ok_or_else(|| wrong("is no dataset".into()))?;
         let timing = Timing::parse(&own.cron, own.timezone.as_deref(), Seconds::Required).map_err(wrong)?;
         let zone = own.timezone.as_deref().unwrap_or("UTC");
         let spec = ExportSpec {
@@ -124,7 +138,12 @@ fn exports(app: &App) -> Result<Vec<Schedule>> {
             ..ExportSpec::default()
         };
         if let Some(partitioning) = &own.partition {
-            schedules.push(lake(app, dataset, (&own.cron, zone), spec, partitioning).map_err(wrong)?);
+            if own.retention_days.is_some() || !own.notify.is_empty() {
+                return Err(wrong("`partition` goes with neither `retention_days` nor `notify`".into()));
+            }
+            let partitioning = partitioning.clone();
+            let run = LakeRun { dataset: own.dataset.clone(), spec, partitioning, overwrite: false };
+            schedules.push(lake(service, datasets, dataset, (&own.cron, zone), run).map_err(wrong)?);
             continue;
         }
         spec.plan(dataset, (config.compression, config.compression_level)).map_err(|error| wrong(error.to_string()))?;
@@ -145,7 +164,7 @@ fn exports(app: &App) -> Result<Vec<Schedule>> {
         let mut own = config.schedules.iter().filter(|own| own.partition.is_none());
         own.all(|own| own.dataset != dataset.name)
     };
-    for dataset in app.datasets.iter().filter(is_free) {
+    for dataset in datasets.iter().filter(is_free) {
         schedules.push(Schedule {
             name: format!("export:{}:{cron}:UTC", dataset.name),
             dataset: Arc::clone(dataset),

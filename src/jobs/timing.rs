@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use chrono::{DateTime, TimeDelta, TimeZone, Utc};
+use chrono::{DateTime, SubsecRound, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner::Cron;
 use croner::parser::{CronParser, Seconds};
@@ -29,7 +29,11 @@ impl Timing {
     /// The last tick that is not after `now`.
     #[must_use]
     pub fn latest(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.moment(self.cron.find_previous_occurrence(&self.wall_clock(now), true).ok()?)
+        let shown = self.cron.find_previous_occurrence(&self.wall_clock(now), true).ok()?;
+        let earlier = |shown: &DateTime<Utc>| self.cron.find_previous_occurrence(shown, false).ok();
+        let mut moments = std::iter::successors(Some(shown), earlier).map_while(|shown| self.moment(shown));
+        // Times that the clock has just skipped are still to come.
+        moments.find(|moment| *moment <= now)
     }
 
     /// The first tick after `now`.
@@ -39,8 +43,9 @@ impl Timing {
     }
 
     /// What a clock on the wall shows, as if it were UTC: ticks are found on it, where no hour is missing or doubled.
+    /// It shows whole seconds, since a tick is told from others by its time, and would have the fraction of `now`.
     fn wall_clock(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        now.with_timezone(&self.zone).naive_local().and_utc()
+        now.with_timezone(&self.zone).naive_local().and_utc().trunc_subsecs(0)
     }
 
     /// When the clock on the wall shows that: for the first time where it does twice, an hour later where it never does.

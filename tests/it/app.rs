@@ -48,12 +48,6 @@ impl TestApp {
         Self::over(database, database_url, None, settings).await
     }
 
-    /// A service with a configuration file.
-    pub async fn with_file(file: &Path) -> Self {
-        let (database, database_url) = create_database().await;
-        Self::over(database, database_url, Some(file), &[]).await
-    }
-
     /// A service with a configuration file that holds this.
     pub async fn configured(text: &str) -> Self {
         let (database, database_url) = create_database().await;
@@ -282,6 +276,11 @@ pub async fn create_database() -> (String, String) {
     admin.close().await.expect("close");
     let url = format!("{}{name}", cluster.base_url);
     (name, url)
+}
+
+/// Host and port of a database's URL.
+pub fn server_of(url: &str) -> String {
+    url.split(['@', '/']).nth(3).expect("server").to_owned()
 }
 
 fn blocking<T>(work: impl Future<Output = T>) -> T {

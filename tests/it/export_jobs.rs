@@ -228,13 +228,10 @@ async fn removing_an_export_job_that_runs_cancels_it_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_reader_may_ask_and_remove_his_own_but_not_what_others_asked_for() {
-    let folder = tempfile::tempdir().expect("folder");
     let hash = |token: &str| data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(token));
     let token =
         |name: &str| format!("[[auth.tokens]]\nname = \"{name}\"\nscopes = [\"read\"]\nsha256 = \"{}\"\n", hash(name));
-    let file = folder.path().join("config.toml");
-    std::fs::write(&file, format!("{}{}[export]\nslots = 0\n", token("ann"), token("bob"))).expect("config");
-    let app = TestApp::with_file(&file).await;
+    let app = TestApp::configured(&format!("{}{}[export]\nslots = 0\n", token("ann"), token("bob"))).await;
     let client = reqwest::Client::builder().no_proxy().build().expect("client");
     let send = async |method: &str, who: &str, path: &str| {
         let request = client.request(method.parse().expect("method"), format!("{}{path}", app.url)).bearer_auth(who);

@@ -143,12 +143,9 @@ async fn extracts_are_listed_page_by_page() {
 
 #[tokio::test]
 async fn a_reader_may_look_but_not_change_or_run() {
-    let folder = tempfile::tempdir().expect("folder");
     let hash = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest("ann"));
     let text = format!("[[auth.tokens]]\nname = \"ann\"\nscopes = [\"read\"]\nsha256 = \"{hash}\"\n");
-    let file = folder.path().join("config.toml");
-    std::fs::write(&file, text).expect("config");
-    let app = TestApp::with_file(&file).await;
+    let app = TestApp::configured(&text).await;
     app.store("/ingest-gottcha2", RECORD).await;
     let made = create(&app, &json!({"name": "x"})).await;
     let id = made["id"].as_str().expect("id");

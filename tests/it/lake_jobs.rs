@@ -71,13 +71,10 @@ async fn wrong_wishes_for_partitions_are_refused_with_the_field_that_is_wrong() 
 
 #[tokio::test]
 async fn every_day_datasets_with_rows_are_brought_up_to_date_in_the_configured_zone() {
-    let folder = tempfile::tempdir().expect("folder");
-    let file = folder.path().join("config.toml");
     let text = "[export]\nslots = 0\nexport_interval_hours = 0\n[[export.schedules]]\ndataset = \"stast\"\n\
                 cron = \"0 0 6 * * *\"\npartition = { temporal = \"year,month\", by = [\"task\"] }\n\
                 [lake]\ntimezone = \"America/Chicago\"\n";
-    std::fs::write(&file, text).expect("config");
-    let app = TestApp::with_file(&file).await;
+    let app = TestApp::configured(text).await;
     app.store("/ingest-gottcha2", RECORD).await;
     app.store("/ingest-stast", crate::app::data("stast/stast.jsonl")).await;
     let mut seen = Vec::new();

@@ -54,10 +54,7 @@ async fn service(webhooks: &[(&str, &str)], more: &str) -> (TestApp, Received) {
             "[[notify.webhooks]]\nname = \"{name}\"\nurl = \"http://{address}/{name}\"\nkind = \"{kind}\"\nsecret = \"{SECRET}\"\n"
         );
     }
-    let folder = tempfile::tempdir().expect("folder");
-    let file = folder.path().join("config.toml");
-    std::fs::write(&file, text).expect("config");
-    (TestApp::with_file(&file).await, received)
+    (TestApp::configured(&text).await, received)
 }
 
 async fn run(app: &TestApp, config: Value) -> String {

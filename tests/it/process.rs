@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::app::{RECORD, create_database, eventually, gzip};
+use crate::app::{RECORD, create_database, eventually, gzip, server_of};
+use crate::proxy::relay_database;
 
 /// The binary with a clean environment.
 pub fn binary(data_dir: &Path) -> Command {
@@ -35,6 +36,7 @@ pub struct Served {
 impl Served {
     /// Starts it and waits until it tells its address.
     pub fn start(command: &mut Command) -> Self {
+        nvd_support_car::tls::use_ring();
         let mut child = command
             .args(["--set", "log.format=json"])
             .stderr(Stdio::piped())
@@ -148,6 +150,27 @@ async fn demo_sends_the_samples_and_prints_a_line_that_works() {
     assert!(demo.wait().expect("wait").success());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_whose_database_is_still_away_starts_and_is_ready_once_it_is_there() {
+    let folder = folder();
+    let (_, url) = create_database().await;
+    let server = server_of(&url);
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port").local_addr().expect("address");
+    let url = url.replace(&server, &port.to_string());
+    let service = Served::start(binary(folder.path()).env("DATABASE_URL", url).args([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--set",
+        "database.acquire_timeout=1s",
+    ]));
+    let ready = async || reqwest::get(format!("{}/readyz", service.url)).await.expect("answer").status();
+    assert_eq!(ready().await, 503);
+    let listener = tokio::net::TcpListener::bind(port).await.expect("port");
+    tokio::spawn(relay_database(listener, server, u64::MAX));
+    eventually("the service is ready", async || ready().await == 200).await;
+}
+
 #[test]
 fn a_service_that_others_can_reach_needs_a_token() {
     let folder = folder();
@@ -194,6 +217,49 @@ fn all_faults_of_a_configuration_are_printed() {
     let errors = text(&refused.stderr);
     assert!(!refused.status.success());
     assert!(errors.contains("limits.burst") && errors.contains("nonsense"), "{errors}");
+}
+
+#[test]
+fn settings_count_before_and_behind_the_command() {
+    let folder = folder();
+    let checked = output(binary(folder.path()).args([
+        "--set",
+        "limits.burst=7",
+        "config",
+        "check",
+        "--set=limits.rate_per_second=5",
+    ]));
+    let checked = text(&checked.stdout);
+    assert!(checked.contains("burst = 7\n") && checked.contains("rate_per_second = 5\n"), "{checked}");
+}
+
+#[test]
+fn a_configuration_is_checked_against_what_it_speaks_of() {
+    let folder = folder();
+    let file = folder.path().join("config.toml");
+    let schedule = "[[export.schedules]]\ndataset = \"stast\"\ncron = ";
+    for (config, fault) in [
+        (format!("{schedule}\"0 0 5 * *\"\n"), "0 0 5 * *"),
+        (format!("{}\"0 0 5 * * *\"\n", schedule.replace("stast", "stats")), "stats: is no dataset"),
+        (
+            format!(
+                "{schedule}\"0 0 5 * * *\"\nretention_days = 3\n[export.schedules.partition]\ntemporal = \"year\"\n"
+            ),
+            "neither `retention_days`",
+        ),
+        ("[lake]\ntimezone = \"Europe/Bonn\"\n".to_owned(), "Europe/Bonn"),
+        (
+            "[labkey]\nserver_url = \"http://127.0.0.1\"\nproject_path = \"/p\"\napi_key = \"k\"\nmap = \"nvdd\"\n"
+                .to_owned(),
+            "no dataset has a map `nvdd`",
+        ),
+    ] {
+        std::fs::write(&file, &config).expect("config");
+        let refused = output(binary(folder.path()).arg("--config").arg(&file).args(["config", "check"]));
+        let errors = text(&refused.stderr);
+        assert!(!refused.status.success() && errors.contains(fault), "{config}: {errors}");
+    }
+    assert!(!folder.path().join("exports").exists(), "a check made a folder");
 }
 
 #[tokio::test]
@@ -267,8 +333,7 @@ async fn requests_in_flight_are_finished_before_the_end() {
     })
     .await;
     let stopping = std::thread::spawn(move || served.stop());
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(std::net::TcpStream::connect(&address).is_err(), "new connections are still taken");
+    eventually("no new connection is taken", async || std::net::TcpStream::connect(&address).is_err()).await;
     stream.write_all(&body[10..]).expect("rest");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("answer");

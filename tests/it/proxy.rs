@@ -134,3 +134,22 @@ async fn relay(mut client: TcpStream, target: SocketAddr, fault: Fault) -> std::
     // A client that has its answer may keep the connection open for more.
     tokio::time::timeout(Duration::from_secs(20), both).await.unwrap_or(Ok(()))
 }
+
+/// Stands before a database: passes connections on, each until so many bytes have come back over it. From then on it
+/// is open and silent, until the client ends it.
+pub async fn relay_database(listener: TcpListener, server: String, bytes: u64) {
+    while let Ok((mut client, _)) = listener.accept().await {
+        let mut server = TcpStream::connect(&server).await.expect("database");
+        tokio::spawn(async move {
+            let (mut from_client, mut to_client) = client.split();
+            let (from_server, mut to_server) = server.split();
+            let up = tokio::io::copy(&mut from_client, &mut to_server);
+            let down = async {
+                if tokio::io::copy(&mut from_server.take(bytes), &mut to_client).await.is_ok_and(|sent| sent == bytes) {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! { _ = up => (), () = down => () }
+        });
+    }
+}

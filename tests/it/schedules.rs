@@ -24,6 +24,12 @@ async fn run(app: &TestApp, now: &str) {
     schedules.run_due(&app.app, time(now)).await;
 }
 
+/// A service whose only schedule is one of `stast`, with these keys.
+async fn scheduled(keys: &str) -> TestApp {
+    let text = "[export]\nslots = 0\nexport_interval_hours = 0\n[[export.schedules]]\ndataset = \"stast\"\n";
+    TestApp::configured(&format!("{text}{keys}")).await
+}
+
 #[tokio::test]
 async fn a_dataset_with_rows_is_exported_every_day_and_a_missed_day_is_made_up_for_once() {
     let app = TestApp::with(&[("export.slots", "0")]).await;
@@ -52,13 +58,48 @@ async fn replicas_never_run_one_tick_twice() {
 }
 
 #[tokio::test]
+async fn a_tick_runs_once_however_often_the_clock_is_looked_at() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    run(&app, "2026-03-01T12:00:00.1Z").await;
+    for now in
+        ["2026-03-02T00:00:00.3Z", "2026-03-02T00:00:00.8004Z", "2026-03-02T00:00:01.35Z", "2026-03-02T09:00:00.9Z"]
+    {
+        run(&app, now).await;
+    }
+    assert_eq!(ticks(&app).await, ["2026-03-02T00:00:00+00:00"]);
+}
+
+#[tokio::test]
+async fn an_hour_that_the_clock_skips_is_made_up_for_an_hour_later() {
+    let keys = "cron = \"0 30 2 * * *\"\ntimezone = \"Europe/Berlin\"\n";
+    let app = scheduled(keys).await;
+    // The clock goes from 02:00 (01:00 UTC) to 03:00.
+    for now in ["2026-03-29T00:59:59Z", "2026-03-29T01:00:00Z", "2026-03-29T01:29:59Z"] {
+        run(&app, now).await;
+        assert!(ticks(&app).await.is_empty(), "{now}");
+    }
+    for now in ["2026-03-29T01:30:00Z", "2026-03-30T00:29:59Z", "2026-03-30T00:30:00Z"] {
+        run(&app, now).await;
+    }
+    assert_eq!(ticks(&app).await, ["2026-03-29T01:30:00+00:00", "2026-03-30T00:30:00+00:00"]);
+}
+
+#[tokio::test]
+async fn ticks_of_an_hour_that_the_clock_skips_do_not_come_early() {
+    let keys = "cron = \"0 */10 2 * * *\"\ntimezone = \"Europe/Berlin\"\n";
+    let app = scheduled(keys).await;
+    for now in ["2026-03-28T12:00:00Z", "2026-03-29T01:05:00Z", "2026-03-29T01:12:00Z", "2026-03-29T01:59:00Z"] {
+        run(&app, now).await;
+    }
+    let expected = ["2026-03-29T01:00:00+00:00", "2026-03-29T01:10:00+00:00", "2026-03-29T01:50:00+00:00"];
+    assert_eq!(ticks(&app).await, expected);
+}
+
+#[tokio::test]
 async fn a_cron_expression_keeps_its_local_hour_when_the_clocks_change() {
-    let folder = tempfile::tempdir().expect("folder");
-    let file = folder.path().join("config.toml");
-    let text = "[export]\nslots = 0\nexport_interval_hours = 0\n[[export.schedules]]\ndataset = \"stast\"\n\
-                cron = \"0 0 5 * * *\"\ntimezone = \"America/Chicago\"\nformat = \"csv\"\nretention_days = 7\n";
-    std::fs::write(&file, text).expect("config");
-    let app = TestApp::with_file(&file).await;
+    let keys = "cron = \"0 0 5 * * *\"\ntimezone = \"America/Chicago\"\nformat = \"csv\"\nretention_days = 7\n";
+    let app = scheduled(keys).await;
     // Daylight saving time begins on 2026-03-08.
     for now in ["2026-03-07T12:00:00Z", "2026-03-08T12:00:00Z", "2026-03-09T12:00:00Z"] {
         run(&app, now).await;
