@@ -23,9 +23,9 @@ test *names:
 demo:
     cargo run --release -- demo
 
-# Measure ingest against PostgreSQL's own tools; wants an idle machine and psql.
-bench *arguments:
-    cargo bench --bench ingest -- {{ arguments }}
+# Measure ingest, export, labkey or lake, the first two against other tools; wants an idle machine and psql.
+bench name="ingest" *arguments:
+    cargo bench --bench {{ name }} -- {{ arguments }}
 
 # Write the reviewed copy of the OpenAPI description, which a test compares.
 openapi:

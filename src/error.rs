@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::migrate::MigrateError;
+
 use crate::dataset::{Fault, Mistake};
 
 /// A result whose error is [`enum@Error`].
@@ -102,7 +104,7 @@ pub enum Error {
     Embedded(#[from] crate::db::embedded::EmbeddedError),
     /// A migration failed.
     #[error("the database cannot be brought up to date: {0}")]
-    Migration(#[from] sqlx::migrate::MigrateError),
+    Migration(#[from] MigrateError),
     /// Something in the environment that a person must set right: a port in use, an unreadable file.
     #[error("{0}")]
     Environment(String),
@@ -144,6 +146,9 @@ impl Error {
             Self::Busy { .. } | Self::RateLimited(_) | Self::Idle(_) | Self::Disconnected => true,
             Self::Notice { is_retryable, .. } => *is_retryable,
             Self::Database(error) => is_outage(error),
+            Self::Migration(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+                is_outage(error)
+            }
             // What is wrong with the request, the credentials or the path stays wrong.
             Self::Storage(error) => matches!(error, object_store::Error::Generic { .. }),
             Self::Labkey(failure) => failure.is_passing(),

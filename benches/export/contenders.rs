@@ -119,11 +119,11 @@ fn pg2parquet(plan: &Plan, service: &Service, program: &str) -> Contender {
     })
 }
 
-/// What the product's roadmap sketched, in a process of its own.
+/// The obvious way, in a process of its own.
 fn sketch(plan: &Plan, service: &Service) -> Contender {
     let output = plan.folder.join("sketch.parquet");
     let (url, table, written) = (service.database_url.clone(), plan.table(), output.clone());
-    Contender::new("rows into Vecs, batches and one buffer (the first sketch)", Some(output), move || {
+    Contender::new("rows fetched into Vecs, one buffer", Some(output), move || {
         let mut command = Command::new(std::env::current_exe().expect("the benchmark"));
         command.args([SKETCH, &url, table]).arg(&written);
         command

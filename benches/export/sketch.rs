@@ -1,4 +1,4 @@
-//! What the product's roadmap sketched: rows fetched into Vecs, batches of them kept, all of the file in one buffer.
+//! A sketch of the obvious way: rows fetched into Vecs, batches of them kept, all of the file in one buffer.
 
 use std::path::Path;
 use std::sync::Arc;

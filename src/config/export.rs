@@ -51,10 +51,10 @@ pub struct ScheduleConfig {
     /// Parquet when absent.
     #[serde(default)]
     pub format: Format,
-    /// `export.compression` when absent.
+    /// When absent: `export.compression` for Parquet, gzip for text.
     #[serde(default)]
     pub compression: Option<Compression>,
-    /// `export.compression_level` when absent.
+    /// When absent: `export.compression_level` for `export.compression`, else the usual one.
     #[serde(default)]
     pub compression_level: Option<i32>,
     /// `export.retention_days` when absent.
@@ -159,6 +159,16 @@ impl Compression {
             Self::Lz4 => "lz4",
             Self::Gzip => "gzip",
             Self::None => "none",
+        }
+    }
+
+    /// How files of a format are compressed where this is configured and nothing is asked for. Text by gzip, which everybody
+    /// opens as it is, unless nothing shall be compressed.
+    #[must_use]
+    pub const fn of_files(self, format: Format) -> Self {
+        match (format, self) {
+            (Format::Parquet, _) | (_, Self::None) => self,
+            _ => Self::Gzip,
         }
     }
 }

@@ -81,9 +81,9 @@ pub async fn by_number(pool: &PgPool, number: i64) -> Result<Option<ExportJob>> 
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn by_job(pool: &PgPool, job: Uuid) -> Result<Option<ExportJob>> {
+pub async fn by_job(connection: &mut PgConnection, job: Uuid) -> Result<Option<ExportJob>> {
     let sql = format!("-- export_jobs.by_job\n{} WHERE e.job_id = $1", select());
-    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(job).fetch_optional(pool).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(job).fetch_optional(connection).await?)
 }
 
 /// Which export jobs [`list`] answers with; `None` does not filter.

@@ -8,10 +8,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection, PgExecutor, PgPool};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuardRef};
 use uuid::Uuid;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A job as it is stored.
 #[derive(Debug, Clone, sqlx::FromRow)]
@@ -170,6 +170,26 @@ impl Lease {
     #[must_use]
     pub fn new(id: Uuid, attempt: i32) -> Self {
         Self { id, attempt, progress: Arc::default(), cancel: CancellationToken::new() }
+    }
+
+    /// The right to do a part of the work, which stops with the whole and can be stopped alone.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self { progress: Arc::clone(&self.progress), cancel: self.cancel.child_token(), ..*self }
+    }
+
+    /// Stops the work when it is dropped, unless it is disarmed before.
+    #[must_use]
+    pub fn guard(&self) -> DropGuardRef<'_> {
+        self.cancel.drop_guard_ref()
+    }
+
+    /// Waits for something, but no longer than the work goes on.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the work shall stop.
+    pub async fn unless_cancelled<T>(&self, waiting: impl Future<Output = T>) -> Result<T> {
+        self.cancel.run_until_cancelled(waiting).await.ok_or(Error::Cancelled)
     }
 
     /// Waits until the work shall stop.
@@ -396,6 +416,25 @@ pub async fn retry(pool: &PgPool, lease: &Lease, after: Duration, error: &str) -
     .bind(lease.attempt)
     .bind(after.as_secs_f64())
     .bind(error)
+    .execute(pool)
+    .await?;
+    Ok(given.rows_affected() == 1)
+}
+
+/// Gives a job back that its worker cannot finish because it is stopped: to be done again at once, by an attempt that does
+/// not count. False when it is somebody else's now.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn give_back(pool: &PgPool, lease: &Lease, reason: &str) -> Result<bool> {
+    let given = sqlx::query(
+        "-- jobs.give_back
+        UPDATE jobs SET state = 'pending', error = $3, run_at = now(), lease_until = NULL, max_attempts = max_attempts + 1
+        WHERE id = $1 AND attempt = $2 AND state = 'running'",
+    )
+    .bind(lease.id)
+    .bind(lease.attempt)
+    .bind(reason)
     .execute(pool)
     .await?;
     Ok(given.rows_affected() == 1)

@@ -27,7 +27,7 @@ pub struct Part {
 pub enum Body {
     /// The columns of one row group.
     RowGroup(Vec<ArrowColumnChunk>),
-    /// Compressed text.
+    /// Text, compressed as far as that can be done piece by piece.
     Text(Vec<u8>),
 }
 
@@ -123,7 +123,7 @@ impl<'p> Encoder<'p> {
         let Some(body) = self.body.take() else { return Ok(None) };
         let body = match body {
             Encoding::RowGroup(row_group) => Body::RowGroup(row_group.finish()?),
-            Encoding::Text(rows) => Body::Text(text::compress(self.plan, &rows.text)?),
+            Encoding::Text(rows) => Body::Text(text::compress(self.plan, rows.text)?),
         };
         Ok(Some(Part { body, stats: std::mem::take(&mut self.stats) }))
     }

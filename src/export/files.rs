@@ -1,21 +1,26 @@
 //! Parts into files, in order: the work of one blocking thread, whose bytes an uploader takes away.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
+use zstd::zstd_safe::CParameter;
 
 use super::encode::{Body, Part, Stats};
 use super::parquet::{File, Layout};
-use super::spec::Plan;
+use super::spec::{Compression, Format, Plan};
 use super::text;
 use crate::error::{Error, Result};
 
 /// Bytes that travel to the uploader together.
 const PIECE: usize = 512 * 1024;
+
+/// The last level of Zstandard that keeps to a window of 8 MiB by itself, and the logarithm of that window.
+const LAST_LEVEL: i32 = 19;
+const WINDOW_LOG: u32 = 23;
 
 /// What encoders hand over.
 pub enum Encoded {
@@ -104,7 +109,57 @@ struct Open {
 
 enum OpenKind {
     Parquet(Box<File<Sink>>),
-    Text(Sink),
+    Text(TextFile),
+}
+
+/// A text file under way.
+enum TextFile {
+    /// Of pieces that are as they shall be.
+    Pieces(Sink),
+    /// Of one frame of Zstandard.
+    Frame(Box<zstd::stream::write::Encoder<'static, Sink>>),
+}
+
+impl TextFile {
+    fn new(plan: &Plan, sink: Sink) -> Result<Self> {
+        if plan.compression != Compression::Zstd {
+            return Ok(Self::Pieces(sink));
+        }
+        let encoder = zstd::stream::write::Encoder::new(sink, plan.level).and_then(|mut encoder| {
+            // Browsers and others refuse the larger windows of the highest levels, whose tables take half a gigabyte.
+            if plan.level > LAST_LEVEL {
+                encoder.set_parameter(CParameter::WindowLog(WINDOW_LOG))?;
+                encoder.set_parameter(CParameter::ChainLog(WINDOW_LOG + 1))?;
+                encoder.set_parameter(CParameter::HashLog(WINDOW_LOG))?;
+            }
+            Ok(encoder)
+        });
+        Ok(Self::Frame(Box::new(encoder.map_err(fault)?)))
+    }
+
+    /// Adds a piece that [`text::compress`] made.
+    fn append(&mut self, piece: &[u8]) -> Result<()> {
+        match self {
+            Self::Pieces(sink) => sink.write_all(piece),
+            Self::Frame(encoder) => encoder.write_all(piece),
+        }
+        .map_err(fault)
+    }
+
+    /// What is written so far.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Pieces(sink) => sink.bytes,
+            Self::Frame(encoder) => encoder.get_ref().bytes,
+        }
+    }
+
+    fn finish(self) -> Result<Sink> {
+        match self {
+            Self::Pieces(sink) => Ok(sink),
+            Self::Frame(encoder) => encoder.finish().map_err(fault),
+        }
+    }
 }
 
 impl Files<'_> {
@@ -118,13 +173,13 @@ impl Files<'_> {
                 file.append(columns)?;
                 file.bytes()
             }
-            (OpenKind::Text(sink), Body::Text(text)) => {
+            (OpenKind::Text(file), Body::Text(text)) => {
                 let between = text::between(plan.format);
                 if !is_first && !between.is_empty() {
-                    sink.send(&text::compress(plan, between)?)?;
+                    file.append(&text::compress(plan, between.to_vec())?)?;
                 }
-                sink.send(&text)?;
-                sink.bytes
+                file.append(&text)?;
+                file.bytes()
             }
             _ => return Err(Error::Internal("a part of another format".into())),
         };
@@ -134,15 +189,15 @@ impl Files<'_> {
     fn open(&mut self) -> Result<&mut Open> {
         if self.open.is_none() {
             let sink = Sink::new(self.output.clone());
-            let kind = if self.plan.format == super::spec::Format::Parquet {
+            let kind = if self.plan.format == Format::Parquet {
                 OpenKind::Parquet(Box::new(self.layout.file(sink)?))
             } else {
-                let mut sink = sink;
+                let mut file = TextFile::new(self.plan, sink)?;
                 let beginning = text::beginning(self.plan);
                 if !beginning.is_empty() {
-                    sink.send(&text::compress(self.plan, &beginning)?)?;
+                    file.append(&text::compress(self.plan, beginning)?)?;
                 }
-                OpenKind::Text(sink)
+                OpenKind::Text(file)
             };
             self.open = Some(Open { kind, stats: Stats::default() });
             self.count += 1;
@@ -154,13 +209,13 @@ impl Files<'_> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let sink = match open.kind {
             OpenKind::Parquet(file) => file.finish(open.stats.rows)?,
-            OpenKind::Text(mut sink) => {
+            OpenKind::Text(mut file) => {
                 let end = text::end(self.plan.format, open.stats.rows);
                 // An empty file is no gzip file: one piece at least.
-                if !end.is_empty() || sink.bytes == 0 {
-                    sink.send(&text::compress(self.plan, end)?)?;
+                if !end.is_empty() || file.bytes() == 0 {
+                    file.append(&text::compress(self.plan, end.to_vec())?)?;
                 }
-                sink
+                file.finish()?
             }
         };
         sink.end(open.stats)
@@ -190,10 +245,6 @@ impl Sink {
         Self { output, buffer: Vec::with_capacity(PIECE), digest: Sha256::new(), bytes: 0 }
     }
 
-    fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        io::Write::write_all(self, bytes).map_err(|_| gone())
-    }
-
     fn hand_over(&mut self) -> io::Result<()> {
         let bytes = Bytes::from(std::mem::replace(&mut self.buffer, Vec::with_capacity(PIECE)));
         self.output.blocking_send(Output::Bytes(bytes)).map_err(|_| io::ErrorKind::BrokenPipe.into())
@@ -210,11 +261,16 @@ impl Sink {
     }
 }
 
+/// Why text could not be written.
+fn fault(error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::BrokenPipe { gone() } else { text::fault(&error) }
+}
+
 fn gone() -> Error {
     Error::Internal("the upload ended before the file".into())
 }
 
-impl io::Write for Sink {
+impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.digest.update(bytes);
         self.bytes += bytes.len() as u64;

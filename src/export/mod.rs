@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::config::ExportConfig;
-use crate::db::jobs::{Lease, Progress};
+use crate::db::jobs::Lease;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use encode::{Encoder, Limits, Stats};
@@ -137,8 +137,8 @@ async fn write_with_manifest(
 ) -> Result<Exported> {
     let progress = &lease.progress;
     progress.enter("snapshot");
-    let snapshot = Snapshot::take(pool).await?;
-    let table = snapshot.table(&plan.dataset).await?;
+    let snapshot = lease.unless_cancelled(Snapshot::take(pool)).await??;
+    let table = lease.unless_cancelled(snapshot.table(&plan.dataset)).await??;
     let limit = plan.row_limit.map(|limit| limit.min(table.rows));
     progress.expect_rows(if plan.is_whole() { Some(table.rows) } else { limit });
     progress.enter("reading");
@@ -166,18 +166,19 @@ pub async fn write(
     target: &Target<'_>,
     lease: &Lease,
 ) -> Result<Exported> {
-    let progress = &lease.progress;
     plan.expect(&table.guesses);
     let snapshot_at = snapshot.taken_at;
     let ranges = Arc::new(Ranges::new(&plan, config, table));
     let mut connections = Vec::new();
     for _ in 0..ranges.readers(config) {
-        connections.push(snapshot.connection().await?);
+        connections.push(lease.unless_cancelled(snapshot.connection()).await??);
     }
     // One thread more than readers, since the shares of the columns are never equal.
     let layout = Layout::new(&plan, &manifest::notes(&plan, &target.id, snapshot_at), connections.len() + 1)?;
     let plan = Arc::new(plan);
     let layout = Arc::new(layout);
+    // Whoever fails stops the others, which may wait for what will never come, before anybody takes a part for the whole.
+    let part = lease.part();
     let mut work = JoinSet::new();
     let (to_writer, encoded) = mpsc::channel(PARTS_IN_FLIGHT);
     // Text is written in the order of the table; the parts of it that are not due wait in memory, so they are few.
@@ -187,34 +188,42 @@ pub async fn write(
     for _ in 0..encoders {
         let (to_encoder, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
         to_encoders.push(to_encoder);
-        let encoding = (Arc::clone(&plan), Arc::clone(&layout), ranges.limits, to_writer.clone());
-        work.spawn_blocking(move || encode_all(&encoding.0, &encoding.1, encoding.2, batches, &encoding.3));
+        let encoding = (Arc::clone(&plan), Arc::clone(&layout), ranges.limits, to_writer.clone(), part.clone());
+        work.spawn_blocking(move || {
+            or_stop(&encoding.4, || encode_all(&encoding.0, &encoding.1, encoding.2, batches, &encoding.3))
+        });
     }
     for (index, connection) in connections.into_iter().enumerate() {
         let reading = Reader {
             plan: Arc::clone(&plan),
             ranges: Arc::clone(&ranges),
             tickets: tickets.clone(),
-            progress: Arc::clone(progress),
+            lease: part.clone(),
             snapshot: Arc::clone(&snapshot),
         };
         work.spawn(reading.run(connection, to_encoders[index % encoders].clone()));
     }
     drop((to_encoders, to_writer, snapshot));
     let (to_uploader, mut output) = mpsc::channel(PIECES_IN_FLIGHT);
-    let writing = (Arc::clone(&plan), Arc::clone(&layout), config.file_size.as_u64());
+    let writing = (Arc::clone(&plan), Arc::clone(&layout), config.file_size.as_u64(), part.clone());
     work.spawn_blocking(move || {
-        files::write(&writing.0, &writing.1, writing.2, encoded, tickets.as_deref(), &to_uploader)
+        or_stop(&writing.3, || {
+            files::write(&writing.0, &writing.1, writing.2, encoded, tickets.as_deref(), &to_uploader)
+        })
     });
     let names = FileNames { stem, extension: plan.extension() };
-    let uploaded = upload::run(target, &names, &mut output, lease).await;
+    let uploaded = upload::run(target, &names, &mut output, &part).await;
+    if uploaded.is_err() {
+        part.cancel();
+    }
     // Whoever still works finds that nobody listens, and ends.
     drop(output);
     let worked = finish(work).await;
     // What broke the upload off says more than that it was broken off.
     let files = match (uploaded, worked) {
-        (Err(error @ Error::Cancelled), _) => return Err(error),
+        (Err(error @ Error::Cancelled), _) if lease.is_cancelled() => return Err(error),
         (_, Err(error)) if !matches!(error, Error::Internal(_)) => return Err(error),
+        (Err(Error::Cancelled), Err(error)) => return Err(error),
         (Err(error), _) | (_, Err(error)) => return Err(error),
         (Ok(files), Ok(())) => files,
     };
@@ -224,14 +233,24 @@ pub async fn write(
     Ok(Exported { files, snapshot_at, stats, bytes })
 }
 
+/// Stops the work of all where this part of it fails or panics.
+fn or_stop(lease: &Lease, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let guard = lease.guard();
+    work()?;
+    guard.disarm();
+    Ok(())
+}
+
 /// The first error of all that work, once all have ended.
 async fn finish(mut work: JoinSet<Result<()>>) -> Result<()> {
     let mut first: Result<()> = Ok(());
     while let Some(ended) = work.join_next().await {
         let ended = ended.unwrap_or_else(|error| Err(Error::Internal(format!("exporting failed: {error}"))));
-        // That somebody else had gone is no reason.
+        // That somebody else had gone is no reason where there is another.
+        let is_better =
+            |error: &Error| !matches!(error, Error::Internal(_)) && matches!(first, Err(Error::Internal(_)));
         if let Err(error) = ended
-            && (first.is_ok() || matches!(first, Err(Error::Internal(_))))
+            && (first.is_ok() || is_better(&error))
         {
             first = Err(error);
         }
@@ -289,13 +308,25 @@ struct Reader {
     plan: Arc<Plan>,
     ranges: Arc<Ranges>,
     tickets: Option<Arc<Semaphore>>,
-    progress: Arc<Progress>,
+    lease: Lease,
     snapshot: Arc<Snapshot>,
 }
 
 impl Reader {
-    /// Reads ranges until none is left. A connection that ends within a COPY is not used again.
-    async fn run(self, mut connection: PoolConnection<Postgres>, output: mpsc::Sender<Read>) -> Result<()> {
+    /// Reads ranges until none is left, or until the work shall stop, however long PostgreSQL is silent.
+    async fn run(self, connection: PoolConnection<Postgres>, output: mpsc::Sender<Read>) -> Result<()> {
+        // Dropped before the channel is: an encoder must not take the end of a reader that failed for the end of its rows.
+        let guard = self.lease.guard();
+        // That the work was stopped is known to whoever stopped it.
+        if let Ok(read) = self.lease.unless_cancelled(self.read(connection, &output)).await {
+            read?;
+        }
+        guard.disarm();
+        Ok(())
+    }
+
+    /// A connection that ends within a COPY is not used again.
+    async fn read(&self, mut connection: PoolConnection<Postgres>, output: &mpsc::Sender<Read>) -> Result<()> {
         loop {
             if let Some(tickets) = &self.tickets {
                 let ticket = tokio::select! {
@@ -310,7 +341,7 @@ impl Reader {
                 self.tickets.iter().for_each(|tickets| tickets.add_permits(1));
                 break;
             };
-            if !snapshot::read(&mut connection, &self.plan, range, pages, &self.progress, &output).await? {
+            if !snapshot::read(&mut connection, &self.plan, range, pages, &self.lease.progress, output).await? {
                 return Ok(());
             }
         }

@@ -26,10 +26,10 @@ const IDENTITY: [(&str, &str); 2] =
 pub struct ExportSpec {
     /// The form of the files; Parquet when absent.
     pub format: Format,
-    /// How the files are compressed; the configured default when absent.
+    /// How the files are compressed; when absent, Parquet as configured, and text by gzip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compression: Option<Compression>,
-    /// The level of Zstandard (1 to 22) or gzip (0 to 9); the configured default when absent.
+    /// The level of Zstandard (1 to 22) or gzip (0 to 9); when absent the configured one, or a usual one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = 3, minimum = 0, maximum = 22)]
     pub compression_level: Option<i32>,
@@ -201,11 +201,7 @@ impl ExportSpec {
 
     fn compression(&self, default: (Compression, i32), faults: &mut Vec<Fault>) -> (Compression, i32) {
         let is_text = self.format != Format::Parquet;
-        let fallback = match default.0 {
-            Compression::Snappy | Compression::Lz4 if is_text => Compression::Zstd,
-            compression => compression,
-        };
-        let compression = self.compression.unwrap_or(fallback);
+        let compression = self.compression.unwrap_or(default.0.of_files(self.format));
         if is_text && matches!(compression, Compression::Snappy | Compression::Lz4) {
             let reason = format!("text files are compressed by zstd, gzip or none, not {}", compression.as_str());
             faults.push(Fault::of_parameter("compression", reason));

@@ -1,6 +1,6 @@
 //! Rows as CSV, JSON, JSONL or YAML. Numbers are written with as many digits as bring the same number back.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use arrow::array::{
     Array, AsArray, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
@@ -53,21 +53,24 @@ pub const fn end(format: Format, rows: u64) -> &'static [u8] {
     }
 }
 
-/// Compresses a piece of a file. Pieces laid end to end are one gzip or zstd file again.
+/// Compresses a piece of a file where pieces laid end to end are one file again. That holds for gzip; of several frames of
+/// Zstandard many readers take the first for the whole, so such a file is compressed in one, by who writes it.
 ///
 /// # Errors
 /// A fault of the library.
-pub fn compress(plan: &Plan, text: &[u8]) -> Result<Vec<u8>> {
-    let fault = |error: std::io::Error| Error::Internal(format!("compressing failed: {error}"));
-    match plan.compression {
-        Compression::Gzip => {
-            let level = flate2::Compression::new(u32::try_from(plan.level).unwrap_or(6));
-            let mut encoder = GzEncoder::new(Vec::new(), level);
-            encoder.write_all(text).and_then(|()| encoder.finish()).map_err(fault)
-        }
-        Compression::Zstd => zstd::bulk::compress(text, plan.level).map_err(fault),
-        _ => Ok(text.to_vec()),
+pub fn compress(plan: &Plan, text: Vec<u8>) -> Result<Vec<u8>> {
+    if plan.compression != Compression::Gzip {
+        return Ok(text);
     }
+    let level = flate2::Compression::new(u32::try_from(plan.level).unwrap_or(6));
+    let mut encoder = GzEncoder::new(Vec::new(), level);
+    let compressed = encoder.write_all(&text).and_then(|()| encoder.finish());
+    compressed.map_err(|error| fault(&error))
+}
+
+/// Why text could not be compressed.
+pub fn fault(error: &io::Error) -> Error {
+    Error::Internal(format!("compressing failed: {error}"))
 }
 
 /// Writes the rows of batches as text.

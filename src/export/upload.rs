@@ -37,20 +37,22 @@ pub async fn run(
 ) -> Result<Vec<(String, Written)>> {
     let mut files = Vec::new();
     let mut upload: Option<Upload> = None;
-    while let Some(piece) = unless_cancelled(lease, output.recv()).await? {
+    while let Some(piece) = lease.unless_cancelled(output.recv()).await? {
         let current = match upload.take() {
             Some(current) => current,
             None => {
                 let name = names.name(files.len() + 1);
-                let upload = unless_cancelled(lease, target.storage.create(&target.name(&name))).await??;
+                let upload = lease.unless_cancelled(target.storage.create(&target.name(&name))).await??;
                 Upload { name, upload: Some(upload) }
             }
         };
         match piece {
             Output::Bytes(bytes) => {
                 lease.progress.add_bytes(bytes.len() as u64);
-                upload = Some(unless_cancelled(lease, current.put(bytes)).await??);
+                upload = Some(lease.unless_cancelled(current.put(bytes)).await??);
             }
+            // What a fault has cut off ends like a whole file.
+            Output::End(_) if lease.is_cancelled() => return Err(Error::Cancelled),
             // A file whose end has begun may appear at any time: it is waited for, so that whoever cleans up finds it.
             Output::End(written) => {
                 files.push((current.finish().await?, written));
@@ -64,13 +66,6 @@ pub async fn run(
             Err(Error::Internal("the writer ended within a file".into()))
         }
         None => Ok(files),
-    }
-}
-
-async fn unless_cancelled<T>(lease: &Lease, work: impl Future<Output = T>) -> Result<T> {
-    tokio::select! {
-        done = work => Ok(done),
-        () = lease.cancelled() => Err(Error::Cancelled),
     }
 }
 

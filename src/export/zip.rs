@@ -41,9 +41,19 @@ pub async fn store(target: &Target<'_>, stem: &str, entries: Vec<Entry>, lease: 
         sink.end(Stats::default())
     });
     let names = FileNames { stem, extension: "zip".to_owned() };
-    let mut uploaded = upload::run(target, &names, &mut output, lease).await?;
-    writing.await.map_err(|error| Error::Internal(format!("archiving failed: {error}")))??;
-    let (_, written) = uploaded.pop().ok_or_else(|| Error::Internal("an archive was not written".into()))?;
+    let uploaded = upload::run(target, &names, &mut output, lease).await;
+    if matches!(uploaded, Err(Error::Cancelled)) {
+        return Err(Error::Cancelled);
+    }
+    // If it still works, it finds that nobody listens, and ends.
+    drop(output);
+    let ended = writing.await.map_err(|error| Error::Internal(format!("archiving failed: {error}")))?;
+    let mut files = match (uploaded, ended) {
+        // Who finds the other gone says less than who was the first to go.
+        (Ok(_) | Err(Error::Internal(_)), Err(error)) => return Err(error),
+        (uploaded, _) => uploaded?,
+    };
+    let (_, written) = files.pop().ok_or_else(|| Error::Internal("an archive was not written".into()))?;
     Ok(written)
 }
 

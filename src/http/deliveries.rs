@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::Http;
 use super::problem::Problem;
 use crate::db::labkey::log::{self, Entry, Filter};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Where a delivery is.
 #[derive(Debug, Clone, Copy, Deserialize, utoipa::ToSchema)]
@@ -184,7 +184,7 @@ pub async fn list_deliveries(
         state: query.state.map(DeliveryState::as_str),
         submission: query.submission_id,
         before: query.cursor,
-        limit: query.limit.unwrap_or(100),
+        limit: super::limit(query.limit, 100)?,
     };
     page(&http, &uri, filter).await
 }
@@ -204,15 +204,12 @@ pub async fn list_failures(
         state: Some(DeliveryState::Failed.as_str()),
         submission: None,
         before: query.cursor,
-        limit: query.limit.unwrap_or(100),
+        limit: super::limit(query.limit, 100)?,
     };
     page(&http, &uri, filter).await
 }
 
 async fn page(http: &Http, uri: &Uri, filter: Filter) -> Result<impl IntoResponse + use<>, Problem> {
-    if !(1..=1000).contains(&filter.limit) {
-        return Err(Error::parameter("limit", "must be between 1 and 1000").into());
-    }
     if let Some(name) = &filter.dataset {
         super::datasets::find(http, name)?;
     }

@@ -144,6 +144,7 @@ fn complete_operation(operation: &mut Value, path: &str, method: &str, is_secure
     if operation["requestBody"]["content"].get("application/json").is_some() {
         operation["requestBody"]["required"] = true.into();
         problems.push(("400", "The body is no JSON"));
+        problems.push(("413", "The body is larger than 2 MiB"));
         problems.push(("415", "The body does not say that it is JSON"));
         problems.push(("422", "A field is wrong, or unknown"));
     }
@@ -198,7 +199,7 @@ fn complete_ingest(operation: &mut Value, path: &str, method: &str, datasets: &D
     // One media type: the service looks at the content alone, and generated clients can send a file as it is.
     operation["requestBody"] = json!({
         "required": true,
-        "description": format!("A result file: one record a line as JSON ({records}), or tab-separated values with a header; compressed with gzip or zstd, or plain. Format and compression are recognised by content, whatever the headers say."),
+        "description": format!("A result file: one record a line as JSON ({records}), or tab-separated values with a header; compressed with gzip, zstd or zlib, or plain. Format and compression are recognised by content, whatever the headers say."),
         "content": {"application/octet-stream": body},
     });
     let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
@@ -283,7 +284,8 @@ fn flatten(schemas: &mut Value) {
     }
 }
 
-/// The description itself, and the pages that show it without internet.
+/// The description itself, and the pages that show it. Swagger UI needs no internet; Redoc needs none where the operator
+/// has a copy of its program.
 pub fn pages(api: Value, redoc_bundle: Option<PathBuf>) -> Router {
     let bundle = redoc_bundle.filter(|path| path.is_file());
     let script = if bundle.is_some() { REDOC_LOCAL } else { REDOC_CDN };

@@ -135,7 +135,7 @@ pub async fn send(
         (None, [only]) => only,
         (None, _) => {
             let entries = files.into_iter().map(|file| Entry { name: file.name, path: file.path });
-            return Ok(zip::answer(http, method, archive, entries.collect()));
+            return zip::answer(http, method, archive, entries.collect());
         }
         (Some(number), files) => number
             .checked_sub(1)

@@ -197,9 +197,10 @@ pub async fn create_export_job(
         dedupe_key: key.as_deref(),
     };
     let job = work::enqueue_export(&http.app, &mut transaction, &new).await?;
+    // As it is made: once that is visible, a worker may have begun.
+    let made = export_jobs::by_job(&mut transaction, job.id).await?;
     transaction.commit().await?;
     http.app.wake_workers();
-    let made = export_jobs::by_job(&http.app.pool, job.id).await?;
     let made = made.ok_or_else(|| Error::Conflict("the export job of this key was removed; send a new key".into()))?;
     let location = format!("/api/v1/export/jobs/{}", made.number);
     Ok((StatusCode::ACCEPTED, [(LOCATION, location)], Json(body(&http, &headers, made).await?)))

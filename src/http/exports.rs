@@ -360,8 +360,9 @@ async fn bodies(http: &Http, headers: &HeaderMap, found: Vec<Export>) -> Result<
 
 fn body(http: &Http, export: Export, files: &[&ExportFile], download_url: Option<String>) -> ExportBody {
     let hex = |file: &&ExportFile| data_encoding::HEXLOWER.encode(&file.sha256);
+    let format = export.spec.get("format").and_then(|format| Format::deserialize(format).ok()).unwrap_or_default();
     let compression = export.spec.get("compression").and_then(Value::as_str);
-    let compression = compression.unwrap_or(http.app.config.export.compression.as_str()).to_owned();
+    let compression = compression.unwrap_or(http.app.config.export.compression.of_files(format).as_str()).to_owned();
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
     let ratio = |(csv, bytes): (i64, i64)| (csv as f64 / bytes.max(1) as f64 * 100.0).round() / 100.0;
     ExportBody {

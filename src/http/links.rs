@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use axum::http::HeaderMap;
+use axum::extract::Request;
 use axum::http::header::HOST;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::middleware::Next;
+use axum::response::Response;
 use chrono::Utc;
 use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
@@ -69,6 +72,15 @@ async fn key(app: &App) -> Result<Vec<u8>> {
     let mut new = [0; 32];
     getrandom::fill(&mut new).map_err(|error| Error::Internal(format!("no random bytes: {error}")))?;
     keys::keep(&app.pool, KEY, &new).await
+}
+
+/// Gives every request a `Host`: over HTTP/2 its target names the host instead.
+pub async fn host(mut request: Request, next: Next) -> Response {
+    let authority = request.uri().authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(authority) = authority {
+        request.headers_mut().entry(HOST).or_insert(authority);
+    }
+    next.run(request).await
 }
 
 /// The address under which the client reached the service, for links in answers.

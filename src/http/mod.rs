@@ -29,12 +29,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{Request, State};
 use axum::http::Uri;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use utoipa_axum::router::OpenApiRouter;
@@ -54,6 +55,8 @@ pub struct Http {
     app: App,
     tokens: Arc<Tokens>,
     metrics: PrometheusHandle,
+    /// Places for ZIPs under way.
+    zips: Arc<Semaphore>,
 }
 
 /// Routes that need a token with that scope, in the order of the documentation.
@@ -127,7 +130,8 @@ fn open() -> OpenApiRouter<Http> {
 /// Tokens that cannot be used, metrics that cannot be recorded.
 pub fn router(app: App) -> Result<Router> {
     let pages = docs::pages(openapi(&app.datasets), app.config.server.redoc_bundle.clone());
-    let http = Http { tokens: Arc::new(Tokens::new(&app.config)?), metrics: telemetry::metrics()?, app };
+    let tokens = Arc::new(Tokens::new(&app.config)?);
+    let http = Http { app, tokens, metrics: telemetry::metrics()?, zips: Arc::new(Semaphore::new(zip::ZIPS)) };
     let mut router: Router<Http> = open().into();
     let ready = from_fn_with_state(http.clone(), require_ready);
     let token = |scope| from_fn_with_state((http.clone(), scope), auth::require);
@@ -142,12 +146,11 @@ pub fn router(app: App) -> Result<Router> {
     Ok(router
         .with_state(http)
         .merge(pages)
-        // Bodies have limits of their own, which hold while they are read.
-        .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(trace::record))
         .layer(from_fn(problem::render))
         .layer(from_fn(drain::leftover))
+        .layer(from_fn(links::host))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid)))
 }

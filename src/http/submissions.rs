@@ -102,10 +102,7 @@ pub async fn list_submissions(
     uri: Uri,
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
-    let limit = query.limit.unwrap_or(100);
-    if !(1..=1000).contains(&limit) {
-        return Err(Error::parameter("limit", "must be between 1 and 1000").into());
-    }
+    let limit = super::limit(query.limit, 100)?;
     if let Some(name) = &query.dataset {
         super::datasets::find(&http, name)?;
     }

@@ -123,7 +123,7 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
     let report = error.report();
     if matches!(error, Error::Cancelled) {
         if is_stopping {
-            return jobs::retry(&app.pool, lease, Duration::ZERO, "the service was stopped").await;
+            return jobs::give_back(&app.pool, lease, "the service was stopped").await;
         }
         tracing::info!(job = %job.id, "job cancelled");
         let is_ours = give_up(app, job, lease, "cancelled", &report).await?;

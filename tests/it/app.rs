@@ -19,6 +19,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tempfile::TempDir;
 
 use crate::ephemeral::EphemeralCluster;
+use crate::proxy::relay_database;
 
 /// The token with all scopes of every test service.
 pub const TOKEN: &str = "test-token";
@@ -54,6 +55,16 @@ impl TestApp {
         let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("file");
         std::fs::write(file.path(), text).expect("configuration");
         Self::over(database, database_url, Some(file.path()), &[]).await
+    }
+
+    /// A service that each connection to PostgreSQL falls silent for, once so many bytes have come back over it.
+    pub async fn with_silent_database(bytes: u64, settings: &[(&str, &str)]) -> Self {
+        let (database, url) = create_database().await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let server = server_of(&url);
+        let url = url.replace(&server, &listener.local_addr().expect("address").to_string());
+        tokio::spawn(relay_database(listener, server, bytes));
+        Self::over(database, url, None, settings).await
     }
 
     async fn over(database: String, database_url: String, file: Option<&Path>, settings: &[(&str, &str)]) -> Self {

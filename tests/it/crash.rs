@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use nvd_support_car::jobs::worker::Workers;
 use serde_json::Value;
 
 use crate::app::{RECORD, TestApp, create_database, eventually, gzip, problem};
+use crate::exports::files_below;
 use crate::process::{Served, binary, folder};
 
 /// A file of `rows` rows that is like no other.
@@ -100,14 +102,18 @@ async fn sixteen_clients_with_aborts_and_a_kill_9_leave_exactly_one_copy_of_each
         })
     });
     let clients: Vec<_> = clients.collect();
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    let pool = sqlx::PgPool::connect(&database_url).await.expect("pool");
+    eventually("some files are stored", async || {
+        sqlx::query_scalar::<_, i64>("SELECT count(*) FROM submissions").fetch_one(&pool).await.expect("count") > 0
+    })
+    .await;
     first.kill();
+    assert!(clients.iter().any(|client| !client.is_finished()), "all had ended before");
     let second = serve();
     url.write().expect("url").clone_from(&second.url);
     for client in join_all(clients).await {
         client.expect("client");
     }
-    let pool = sqlx::PgPool::connect(&database_url).await.expect("pool");
     let copies: Vec<(String, i64)> =
         sqlx::query_as("SELECT sample_id, count(*) FROM gottcha2_full GROUP BY 1 ORDER BY 1")
             .fetch_all(&pool)
@@ -186,6 +192,84 @@ async fn an_export_survives_a_restart_of_its_database_connections() {
     let job = app.finished(made["job_id"].as_str().expect("job")).await;
     assert_eq!((&job["status"], &job["attempt"]), (&serde_json::json!("completed"), &serde_json::json!(2)), "{job}");
     assert_eq!(app.get("/exports").await[0]["rows"], 300_000);
+}
+
+#[tokio::test]
+async fn a_text_export_that_loses_one_of_two_connections_is_tried_again_and_whole() {
+    let app = TestApp::with(&[("export.batch_size", "1000"), ("export.connections", "2")]).await;
+    app.store("/ingest-gottcha2", file(1, 300_000)).await;
+    let made = app.trigger(serde_json::json!({"table": "gottcha2", "format": "csv"})).await;
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity \
+                     WHERE query LIKE 'COPY (%' AND datname = current_database() LIMIT 1) AS one";
+    eventually("one COPY is ended", async || app.scalar::<i64>(terminate).await > 0).await;
+    let job = app.finished(made["job_id"].as_str().expect("job")).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&serde_json::json!("completed"), &serde_json::json!(2)), "{job}");
+    assert_eq!(app.get("/exports").await[0]["rows"], 300_000);
+}
+
+/// Waits until the job runs and PostgreSQL says so of its statement, then cancels it, which must end it.
+async fn cancel_while(app: &TestApp, job: &str, waits: &str) {
+    eventually("it waits", async || app.scalar::<i64>(waits).await > 0).await;
+    let answer = app.request("POST", &format!("/jobs/{job}/cancel")).send().await.expect("answer");
+    assert_eq!(answer.status(), 202);
+    assert_eq!(app.finished(job).await["status"], "cancelled");
+    assert_eq!(files_below(app.exports()), Vec::<String>::new());
+}
+
+/// Keeps everybody else from a table for as long as it lives.
+async fn lock(app: &TestApp) -> sqlx::Transaction<'static, sqlx::Postgres> {
+    let mut lock = app.pool.begin().await.expect("transaction");
+    sqlx::query("LOCK TABLE gottcha2_full IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.expect("lock");
+    lock
+}
+
+const WAITS: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+
+#[tokio::test]
+async fn an_export_that_waits_for_a_locked_table_can_be_cancelled() {
+    let app = TestApp::start().await;
+    let _lock = lock(&app).await;
+    let made = app.trigger(serde_json::json!({"table": "gottcha2"})).await;
+    cancel_while(&app, made["job_id"].as_str().expect("job"), WAITS).await;
+}
+
+#[tokio::test]
+async fn an_export_whose_connection_falls_silent_can_be_cancelled() {
+    let settings = [("export.batch_size", "1000"), ("export.connections", "1")];
+    let app = TestApp::with_silent_database(1024 * 1024, &settings).await;
+    app.store("/ingest-gottcha2", file(1, 300_000)).await;
+    for format in ["parquet", "csv"] {
+        let made = app.trigger(serde_json::json!({"table": "gottcha2", "format": format})).await;
+        let copies =
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY (%' AND datname = current_database()";
+        let stuck = format!("{copies} AND state_change < clock_timestamp() - interval '2 seconds'");
+        cancel_while(&app, made["job_id"].as_str().expect("job"), &stuck).await;
+        eventually("the COPY has ended", async || app.scalar::<i64>(copies).await == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn orderly_stops_of_the_service_use_up_no_attempt() {
+    let app = TestApp::with(&[("export.slots", "0"), ("export.max_attempts", "2")]).await;
+    let lock = lock(&app).await;
+    let made = app.trigger(serde_json::json!({"table": "gottcha2"})).await;
+    let job = made["job_id"].as_str().expect("job");
+    let mut working = app.app.clone();
+    let mut config = (*working.config).clone();
+    config.export.slots = 1;
+    working.config = std::sync::Arc::new(config);
+    for stops in 1..=3 {
+        let workers = Workers::start(&working);
+        let look = async || app.get(&format!("/jobs/{job}")).await;
+        eventually("it runs", async || look().await["status"] == "running").await;
+        workers.stop(Duration::ZERO).await;
+        let job = look().await;
+        assert_eq!((&job["status"], &job["attempt"]), (&"pending".into(), &stops.into()), "{job}");
+    }
+    drop(lock);
+    let _workers = Workers::start(&working);
+    assert_eq!(app.finished(job).await["status"], "completed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

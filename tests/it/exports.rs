@@ -1,6 +1,7 @@
 //! Exports over HTTP: asking for one, the catalogue, downloading, stopping.
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::app::{RECORD, TOKEN, TestApp, data, eventually, gzip, problem};
 
@@ -191,6 +192,64 @@ async fn large_exports_roll_over_into_several_files_which_come_as_a_zip_or_one_b
         assert_eq!(alone, zipped);
         assert!(zipped.starts_with(b"sample_id,"));
     }
+}
+
+/// An export of two files, one of which holds more than any client's buffers.
+async fn large_zip(app: &TestApp) -> String {
+    stored(app, 4, 5_000).await;
+    let export = app.export(json!({"table": "gottcha2", "format": "csv", "compression": "none"})).await;
+    assert!(export["files"].as_array().expect("files").len() >= 2, "{export}");
+    let file = files_below(app.exports()).into_iter().find(|file| file.ends_with(".csv")).expect("file");
+    std::fs::File::options().write(true).open(file).and_then(|file| file.set_len(64 << 20)).expect("grow");
+    export["download_url"].as_str().expect("link").to_owned()
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_a_zip_makes_room_for_others_after_a_while() {
+    let settings = [("export.file_size", "1MiB"), ("export.batch_size", "1000"), ("ingest.idle_timeout", "4s")];
+    let app = TestApp::with(&settings).await;
+    let url = large_zip(&app).await;
+    let mut silent = Vec::new();
+    let refused = loop {
+        let answer = reqwest::get(&url).await.expect("answer");
+        if answer.status() != 200 {
+            break answer;
+        }
+        silent.push(answer);
+        assert!(silent.len() < 100, "any number of ZIPs is sent at once");
+    };
+    assert!(refused.headers().contains_key("retry-after"));
+    problem(refused, 503).await;
+    eventually("there is room", async || reqwest::get(&url).await.expect("answer").status() == 200).await;
+    let broken_off = silent.remove(0).bytes().await;
+    assert!(broken_off.is_err(), "a part looks like the whole");
+}
+
+#[tokio::test]
+async fn the_head_of_a_zip_claims_no_length() {
+    let app = TestApp::with(&[("export.file_size", "1MiB"), ("export.batch_size", "1000")]).await;
+    let url = large_zip(&app).await;
+    let head = reqwest::Client::new().head(url).send().await.expect("answer");
+    assert_eq!(
+        (head.status().as_u16(), &head.headers()["content-type"]),
+        (200, &"application/zip".parse().expect("type"))
+    );
+    assert!(!head.headers().contains_key("content-length"), "{:?}", head.headers());
+}
+
+#[tokio::test]
+async fn links_begin_with_the_host_that_a_request_names_in_its_target_as_over_http_2() {
+    let app = TestApp::start().await;
+    let export = app.export(json!({"table": "stast"})).await;
+    let id = export["id"].as_str().expect("id");
+    let mut stream = tokio::net::TcpStream::connect(app.address).await.expect("connect");
+    let head = format!(
+        "GET http://car.test:8443/exports/{id} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.expect("head");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("answer");
+    assert!(answer.contains("\"download_url\":\"http://car.test:8443/exports/"), "{answer}");
 }
 
 #[tokio::test]

@@ -4,10 +4,15 @@ use std::io::Read;
 use std::process::Command;
 use std::time::Duration;
 
+use nvd_support_car::db::jobs::Lease;
+use nvd_support_car::export::Target;
+use nvd_support_car::export::zip::{Entry, store};
 use nvd_support_car::jobs::worker::Workers;
 use nvd_support_car::jobs::{retention, schedule};
+use nvd_support_car::storage::Storage;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use crate::app::{RECORD, TestApp, eventually, gzip, problem};
 use crate::exports::{files_below, stored};
@@ -234,6 +239,19 @@ async fn an_archive_is_one_file_that_holds_all_others() {
         download(&app, &format!("/api/extracts/runs/{}/download", run["id"].as_str().expect("id"))).await;
     assert!(name.starts_with("a-20") && whole == bytes);
     assert_eq!(files_below(app.exports()).len(), 2);
+}
+
+#[tokio::test]
+async fn an_archive_that_a_storage_fails_to_deliver_the_files_of_is_tried_again_and_says_why() {
+    let folder = tempfile::tempdir().expect("folder");
+    let storage = Storage::open(folder.path().to_str().expect("UTF-8")).expect("storage");
+    storage.put("large", vec![7; 4 << 20].into()).await.expect("file");
+    let target = Target::new("x".into(), &storage, String::new());
+    let entries = ["large", "gone"].map(|name| Entry { name: name.into(), path: name.into() });
+    let lease = Lease::new(Uuid::now_v7(), 1);
+    let error = store(&target, "archive", entries.into(), &lease).await.expect_err("a file is gone");
+    assert!(error.is_retryable() && error.report().contains("gone"), "{}", error.report());
+    eventually("nothing is left of it", async || files_below(folder.path()).len() == 1).await;
 }
 
 #[tokio::test]

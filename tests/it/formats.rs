@@ -260,6 +260,36 @@ async fn an_empty_table_gives_a_valid_empty_file_of_every_format() {
 }
 
 #[tokio::test]
+async fn text_is_compressed_by_gzip_unless_told_since_everybody_opens_that() {
+    for (configured, compression, ending) in [("zstd", "gzip", ".gz"), ("snappy", "gzip", ".gz"), ("none", "none", "")]
+    {
+        let app = TestApp::with(&[("export.compression", configured)]).await;
+        for format in ["csv", "json", "jsonl", "yaml"] {
+            let export = app.export(json!({"table": "stast", "format": format})).await;
+            assert_eq!(export["compression"], compression, "{export}");
+            let name = export["file_name"].as_str().expect("name");
+            assert!(name.ends_with(&format!(".{format}{ending}")), "{name}");
+        }
+        assert_eq!(app.export(json!({"table": "stast"})).await["compression"], configured);
+    }
+}
+
+#[tokio::test]
+async fn text_compressed_by_zstd_is_one_frame_since_some_readers_stop_after_the_first() {
+    let app = TestApp::with(&[("export.batch_size", "1000")]).await;
+    app.store("/ingest-gottcha2", gzip(format!("{}\n", crate::app::RECORD).repeat(5_000))).await;
+    for format in ["csv", "json", "jsonl"] {
+        let export = app.export(json!({"table": "gottcha2", "format": format, "compression": "zstd"})).await;
+        let bytes = app.download(&export).await;
+        let mut frame = zstd::stream::read::Decoder::with_buffer(bytes.as_slice()).expect("zstd").single_frame();
+        let mut text = String::new();
+        frame.read_to_string(&mut text).expect("zstd");
+        assert_eq!(text.lines().filter(|line| line.contains("zairense")).count(), 5_000, "{format}");
+        assert_eq!(frame.finish(), b"", "{format}");
+    }
+}
+
+#[tokio::test]
 async fn a_parquet_file_says_what_it_is_and_lets_readers_skip() {
     let app = TestApp::with(&[("export.batch_size", "1000")]).await;
     app.store("/ingest-gottcha2", gzip(format!("{}\n", crate::app::RECORD).repeat(5_000))).await;

@@ -19,4 +19,11 @@ async fn readers_of_others_find_what_was_stored() {
     let url = export["download_url"].as_str().expect("link");
     let file = file.to_str().expect("UTF-8");
     python::run("readers.py", &[file, url, &rows.to_string(), &reads.to_string()]).await;
+    for format in ["csv", "json", "jsonl"] {
+        for compression in ["gzip", "zstd"] {
+            let export = app.export(json!({"table": "gottcha2", "format": format, "compression": compression})).await;
+            let url = export["download_url"].as_str().expect("link");
+            python::run("text_readers.py", &[format, compression, url, &rows.to_string(), &reads.to_string()]).await;
+        }
+    }
 }

@@ -78,3 +78,22 @@ async fn every_answer_carries_a_request_id() {
     let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
     assert_eq!(problem(answer, 404).await["request_id"], id);
 }
+
+#[tokio::test]
+async fn methods_that_clients_make_up_are_counted_as_one() {
+    let app = TestApp::start().await;
+    for index in 0..3 {
+        app.request(&format!("BREW{index}"), "/healthz").send().await.expect("answer");
+    }
+    let metrics = text(&app, "/metrics").await;
+    assert!(metrics.contains("nvd_http_requests_total{method=\"other\""), "{metrics}");
+    assert!(!metrics.contains("BREW"), "{metrics}");
+}
+
+#[tokio::test]
+async fn json_of_a_request_has_a_limit() {
+    let app = TestApp::start().await;
+    let table = "t".repeat(3_000_000);
+    let answer = app.request("POST", "/exports/trigger").json(&serde_json::json!({ "table": table })).send().await;
+    problem(answer.expect("answer"), 413).await;
+}

@@ -58,11 +58,11 @@ impl Running<'_> {
         let progress = &self.lease.progress;
         progress.enter("snapshot");
         let plans = self.config.plans(self.app)?;
-        let snapshot = Snapshot::take(&self.app.pool).await?;
+        let snapshot = self.lease.unless_cancelled(Snapshot::take(&self.app.pool)).await??;
         let snapshot_at = snapshot.taken_at;
         let mut tables = Vec::new();
         for plan in plans {
-            let table = snapshot.table(&plan.dataset).await?;
+            let table = self.lease.unless_cancelled(snapshot.table(&plan.dataset)).await??;
             tables.push((plan, table));
         }
         progress.expect_schemas(tables.len());
