@@ -80,13 +80,14 @@ impl Columns {
 }
 
 impl Values {
+    /// No values, and no memory: each of thousands of folders has such ones, and most of these few rows.
     fn new(kind: Kind) -> Self {
         match kind {
-            Kind::Bool => Self::Bool(BooleanBuilder::new()),
-            Kind::Int => Self::Int(Int64Builder::new()),
-            Kind::Float => Self::Float(Float64Builder::new()),
-            Kind::Text | Kind::Json => Self::Text(StringBuilder::new()),
-            Kind::Timestamp => Self::Time(TimestampMicrosecondBuilder::new().with_timezone("UTC")),
+            Kind::Bool => Self::Bool(BooleanBuilder::with_capacity(0)),
+            Kind::Int => Self::Int(Int64Builder::with_capacity(0)),
+            Kind::Float => Self::Float(Float64Builder::with_capacity(0)),
+            Kind::Text | Kind::Json => Self::Text(StringBuilder::with_capacity(0, 0)),
+            Kind::Timestamp => Self::Time(TimestampMicrosecondBuilder::with_capacity(0).with_timezone("UTC")),
         }
     }
 
@@ -118,6 +119,35 @@ impl Values {
             Self::Float(values) => Arc::new(values.finish()),
             Self::Text(values) => Arc::new(values.finish()),
             Self::Time(values) => Arc::new(values.finish()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_take_memory_for_rows_that_there_are() {
+        let capacity = |values: &Values| match values {
+            Values::Bool(values) => values.capacity(),
+            Values::Int(values) => values.capacity(),
+            Values::Float(values) => values.capacity(),
+            Values::Time(values) => values.capacity(),
+            Values::Text(_) => 0,
+        };
+        for (kind, cell) in [
+            (Kind::Int, Cell::Int(1)),
+            (Kind::Float, Cell::Float(1.0)),
+            (Kind::Bool, Cell::Bool(true)),
+            (Kind::Timestamp, Cell::Timestamp(1)),
+        ] {
+            let mut values = Values::new(kind);
+            assert_eq!(capacity(&values), 0, "{kind:?}");
+            values.push(&cell);
+            assert!(capacity(&values) <= 512, "{kind:?}: {}", capacity(&values));
+            values.take();
+            assert_eq!(capacity(&values), 0, "{kind:?}");
         }
     }
 }

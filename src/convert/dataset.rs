@@ -14,14 +14,14 @@ use sha2::{Digest as _, Sha256};
 use super::inputs::Input;
 use super::partitions::{Cut, Partitions};
 use super::source::{Digest, Source};
-use super::{Known, Wish, blocking};
+use super::{Known, Wish, blocking, infer};
 use crate::dataset::params::Params;
 use crate::dataset::{Dataset, Kind};
 use crate::error::{Error, Result};
 use crate::export::parquet::Layout;
 use crate::export::spec::{ExportSpec, Plan, TIME_COLUMN};
 use crate::ingest::rows::Job;
-use crate::lake::manifest::{self, Manifest, Partition};
+use crate::lake::manifest::{self, ColumnNote, Manifest, Partition};
 use crate::lake::{Place, is_of_a_run, partition, run_digits};
 use crate::send::content::LIMITS;
 use crate::storage::Storage;
@@ -47,6 +47,8 @@ pub struct Converted<'w> {
     ready: Option<Ready>,
     /// Files that the manifest on the disk still names.
     gone: Vec<String>,
+    /// Files that it does not name, and the catalogue maybe does: replaced ones, and what killed runs have left.
+    unnamed: Vec<String>,
     saved: Option<Instant>,
 }
 
@@ -69,14 +71,15 @@ pub struct Taken {
 }
 
 impl<'w> Converted<'w> {
-    /// Looks at what lies in the folder of a dataset, and removes what killed runs have left.
+    /// Looks at what lies in the folder of a dataset.
     ///
     /// # Errors
     /// Something else lies there.
     pub async fn open(wish: &'w Wish, name: &str) -> Result<Self> {
         let root = wish.output.join(name);
+        let (gone, unnamed) = (Vec::new(), Vec::new());
         let mut opened =
-            Self { wish, name: name.to_owned(), root, held: None, ready: None, gone: Vec::new(), saved: None };
+            Self { wish, name: name.to_owned(), root, held: None, ready: None, gone, unnamed, saved: None };
         if !opened.root.is_dir() {
             return Ok(opened);
         }
@@ -101,12 +104,21 @@ impl<'w> Converted<'w> {
                         "{place} holds files that this command did not write: choose another folder"
                     )));
                 }
-            } else if !is_known && !wish.is_preview {
-                tracing::info!(file, "a file that no manifest names was removed");
-                fs::remove_file(opened.root.join(&file)).map_err(|error| Error::Environment(error.to_string()))?;
+            } else if !is_known {
+                opened.unnamed.push(file);
             }
         }
         Ok(opened)
+    }
+
+    /// Whether something was converted into it, now or earlier.
+    pub fn is_begun(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| !held.inputs.is_empty())
+    }
+
+    /// The files in its folder that no manifest names, as paths in the folder of all datasets.
+    pub fn into_unnamed(self) -> impl Iterator<Item = String> {
+        self.unnamed.into_iter().map(move |file| format!("{}/{file}", self.name))
     }
 
     /// What is said of a file that need not be read again.
@@ -128,9 +140,8 @@ impl<'w> Converted<'w> {
     }
 
     /// The columns of earlier files.
-    pub fn columns(&self) -> impl Iterator<Item = (&str, Kind)> {
-        let columns = self.held.iter().flat_map(|held| &held.columns).map(|column| (column.name.as_str(), column.kind));
-        columns.filter(|(name, _)| *name != "extra")
+    pub fn columns(&self) -> impl Iterator<Item = &ColumnNote> {
+        self.held.iter().flat_map(|held| &held.columns).filter(|column| column.name != "extra")
     }
 
     /// Makes ready for rows of that definition.
@@ -148,18 +159,22 @@ impl<'w> Converted<'w> {
         plan.leave_out(&[TIME_COLUMN.to_owned()]);
         plan.leave_out(&wish.partitioning.by);
         for column in &plan.columns {
-            if let Some((_, kind)) = self.columns().find(|(name, kind)| *name == column.name && *kind != column.kind) {
+            if let Some(held) = self.columns().find(|held| held.name == column.name && held.kind != column.kind) {
                 return Err(Error::Conflict(format!(
-                    "`{}` is of kind {kind:?} in {}, and of kind {:?} here: choose another folder, or a definition that says \
+                    "`{}` is of kind {:?} in {}, and of kind {:?} here: choose another folder, or a definition that says \
                      the same",
                     column.name,
+                    held.kind,
                     self.root.display(),
                     column.kind
                 )));
             }
         }
         let params = Params::parse(dataset, &wish.values).map_err(Error::Faults)?;
-        let columns = manifest::columns(&plan);
+        let mut columns = manifest::columns(&plan);
+        if wish.dataset.is_none() {
+            columns.iter_mut().for_each(|column| column.header = infer::header(dataset, &column.name));
+        }
         let mut held = self.held.take().unwrap_or_else(|| Manifest::new(&plan, &wish.partitioning, SOURCE));
         held.columns.retain(|known| columns.iter().all(|column| column.name != known.name));
         held.columns = columns.into_iter().chain(held.columns).collect();
@@ -170,15 +185,20 @@ impl<'w> Converted<'w> {
         Ok(())
     }
 
+    /// The values of columns that rows lack, sorted.
+    fn values(&self) -> Vec<(String, String)> {
+        let mut values = self.wish.values.clone();
+        values.sort();
+        values
+    }
+
     /// Changes when rows would be read otherwise. What a definition that was told from files says follows from them.
     fn schema(&self) -> String {
         let mut digest = Sha256::new();
         for column in self.wish.dataset.iter().flat_map(|dataset| &dataset.columns) {
             digest.update(format!("{} {:?} {:?}\n", column.name, column.kind, column.aliases));
         }
-        let mut values = self.wish.values.clone();
-        values.sort();
-        digest.update(format!("{values:?}"));
+        digest.update(format!("{:?}", self.values()));
         data_encoding::HEXLOWER.encode(&digest.finalize()[..16])
     }
 
@@ -201,6 +221,7 @@ impl<'w> Converted<'w> {
             name: input,
             sha256: data_encoding::HEXLOWER.encode(&digest.sha256),
             schema,
+            values: Some(self.values()),
             rows: taken.rows,
             files: taken.partitions.iter().flat_map(|part| &part.files).map(|file| file.path.clone()).collect(),
         };
@@ -213,7 +234,7 @@ impl<'w> Converted<'w> {
         Ok(taken)
     }
 
-    /// Makes what was taken in the dataset, and removes what it replaces.
+    /// Makes what was taken in the dataset.
     ///
     /// # Errors
     /// A disk that takes no more.
@@ -223,9 +244,7 @@ impl<'w> Converted<'w> {
         };
         let storage = Storage::open(&self.wish.output.to_string_lossy())?;
         held.save(&storage, &self.name).await?;
-        for file in self.gone.drain(..) {
-            storage.delete_file(&format!("{}/{file}", self.name)).await?;
-        }
+        self.unnamed.append(&mut self.gone);
         self.saved = Some(Instant::now());
         Ok(())
     }

@@ -4,13 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::source::Source;
 use crate::config::Level;
 use crate::dataset::definition::{RESERVED_PARAMETERS, SERVICE_COLUMNS};
-use crate::dataset::{Cell, Fault, Kind};
+use crate::dataset::kind::parse_timestamp;
+use crate::dataset::{Cell, Dataset, Fault, Kind};
 use crate::error::{Error, Result};
+use crate::lake::manifest::ColumnNote;
 
 /// Letters of a name that every part of the service takes.
 const LONGEST: usize = 40;
@@ -18,8 +20,19 @@ const LONGEST: usize = 40;
 /// The columns that were seen, and what their values are.
 #[derive(Debug, Default)]
 pub struct Profile {
-    columns: Vec<(String, Option<Kind>)>,
+    columns: Vec<(String, Option<Sort>)>,
     positions: HashMap<String, usize>,
+    /// The names that columns of earlier files have, by what the new files call them.
+    names: HashMap<String, String>,
+}
+
+/// What a value is, or all values of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    /// Of that kind.
+    Of(Kind),
+    /// Whole numbers, one of them beyond 2^53, where a float no longer tells neighbours apart.
+    Large,
 }
 
 impl Profile {
@@ -31,33 +44,52 @@ impl Profile {
         let mut of_cells = Self::default();
         let mut of_json = Self::default();
         source.records(
-            |name, cell| of_cells.see(name, kind_of_cell(cell), false),
+            |name, cell| of_cells.see(name, sort_of_cell(cell), false),
             |line, json| {
                 let fields: Fields = serde_json::from_str(json).map_err(|error| not_json(line, &error))?;
-                fields.0.iter().for_each(|(name, value)| of_json.see(name, kind_of_value(value), true));
+                fields.0.iter().for_each(|(name, value)| of_json.see(name, sort_of_json(value.get()), true));
                 Ok(())
             },
         )?;
         // Only a file that could be read to its end has a say.
         let seen = of_cells.columns.into_iter().map(|column| (column, false));
         let seen = seen.chain(of_json.columns.into_iter().map(|column| (column, true)));
-        seen.for_each(|((name, kind), is_json)| self.see(&name, kind, is_json));
+        seen.for_each(|((name, sort), is_json)| self.see(&name, sort, is_json));
         Ok(())
     }
 
     /// Looks at a value that all rows have.
     pub fn observe_value(&mut self, column: &str, value: &str) {
-        self.see(column, kind_of_cell(value), false);
+        self.see(column, sort_of_cell(value), false);
     }
 
-    /// Takes the kinds of columns of earlier files into account.
-    pub fn remember(&mut self, name: &str, kind: Kind) {
-        let known = self.columns.iter().position(|(known, _)| identifier(known) == name);
-        let name = known.map_or_else(|| name.to_owned(), |known| self.columns[known].0.clone());
-        self.see(&name, Some(kind), kind == Kind::Json);
+    /// Takes the columns of earlier files into account: their kinds have a say, and their names stay theirs. In the new
+    /// files each is found by its name, else by its header, else by what would become its name and is no other's header.
+    pub fn remember(&mut self, earlier: &[&ColumnNote]) {
+        let headers: HashSet<String> =
+            earlier.iter().filter_map(|column| Some(column.header.as_ref()?.to_lowercase())).collect();
+        for column in earlier {
+            let header = column.header.as_ref().unwrap_or(&column.name);
+            let original = self
+                .unnamed(|known| known.eq_ignore_ascii_case(&column.name))
+                .or_else(|| self.unnamed(|known| known.eq_ignore_ascii_case(header)))
+                .or_else(|| {
+                    self.unnamed(|known| identifier(known) == column.name && !headers.contains(&known.to_lowercase()))
+                })
+                .unwrap_or(header)
+                .clone();
+            self.see(&original, Some(Sort::Of(column.kind)), column.kind == Kind::Json);
+            self.names.insert(original, column.name.clone());
+        }
     }
 
-    fn see(&mut self, name: &str, kind: Option<Kind>, is_json: bool) {
+    /// The first column of that kind that has no name yet.
+    fn unnamed(&self, is_it: impl Fn(&String) -> bool) -> Option<&String> {
+        let columns = self.columns.iter().map(|(original, _)| original);
+        columns.filter(|original| !self.names.contains_key(*original)).find(|original| is_it(original))
+    }
+
+    fn see(&mut self, name: &str, sort: Option<Sort>, is_json: bool) {
         let position = match self.positions.get(name) {
             Some(&position) => position,
             None => {
@@ -67,7 +99,7 @@ impl Profile {
             }
         };
         let held = &mut self.columns[position].1;
-        *held = match (*held, kind) {
+        *held = match (*held, sort) {
             (Some(one), Some(other)) => Some(both(one, other, is_json)),
             (one, other) => one.or(other),
         };
@@ -81,24 +113,22 @@ impl Profile {
             "name = {0}\ntable = {0}\ntitle = {0}\ndescription = \"Told from files\"\n",
             quoted(&identifier(name))
         );
-        // Names that stay as they are come first.
+        // Names of earlier files, and those that stay as they are, come first.
         let kept = self.columns.iter().map(|(original, _)| original).filter(|name| identifier(name) == **name);
-        let mut taken: HashSet<String> = kept.cloned().collect();
-        for (original, kind) in &self.columns {
-            let plain = identifier(original);
-            let mut name = plain.clone();
-            let mut number = 1;
-            while *original != name && !taken.insert(name.clone()) {
-                number += 1;
-                name = format!("{plain}_{number}");
-            }
-            let kind = serde_json::to_value(kind.unwrap_or(Kind::Text)).unwrap_or_default();
+        let mut taken: HashSet<String> = kept.chain(self.names.values()).cloned().collect();
+        for (original, sort) in &self.columns {
+            let name = match self.names.get(original) {
+                Some(name) => name.clone(),
+                None => free_name(original, &mut taken),
+            };
+            let kind = serde_json::to_value(sort.map_or(Kind::Text, Sort::kind)).unwrap_or_default();
             text.push_str(&format!(
                 "\n[[columns]]\nname = {}\nkind = {kind}\ndescription = {}\n",
                 quoted(&name),
                 quoted(&format!("`{original}` of the files"))
             ));
-            if *original != name {
+            // Fields are found whatever their case.
+            if !original.eq_ignore_ascii_case(&name) {
                 text.push_str(&format!("aliases = [{}]\n", quoted(original)));
             }
         }
@@ -106,8 +136,49 @@ impl Profile {
     }
 }
 
+/// A name that no other column has.
+fn free_name(original: &str, taken: &mut HashSet<String>) -> String {
+    let plain = identifier(original);
+    let mut name = plain.clone();
+    let mut number = 1;
+    while original != name && !taken.insert(name.clone()) {
+        number += 1;
+        name = format!("{plain}_{number}");
+    }
+    name
+}
+
+/// What files call a column of a definition that was told from them.
+#[must_use]
+pub fn header(dataset: &Dataset, name: &str) -> Option<String> {
+    let column = dataset.columns.iter().find(|column| column.name == name)?;
+    Some(column.aliases.first().unwrap_or(&column.name).clone())
+}
+
+impl Sort {
+    const fn kind(self) -> Kind {
+        match self {
+            Self::Of(kind) => kind,
+            Self::Large => Kind::Int,
+        }
+    }
+}
+
+/// What takes the values of both.
+fn both(one: Sort, other: Sort, is_json: bool) -> Sort {
+    match (one, other) {
+        _ if one == other => one,
+        (Sort::Large, Sort::Of(Kind::Int)) | (Sort::Of(Kind::Int), Sort::Large) => Sort::Large,
+        // A float would change digits.
+        (Sort::Large, Sort::Of(Kind::Float)) | (Sort::Of(Kind::Float), Sort::Large) => {
+            Sort::Of(if is_json { Kind::Json } else { Kind::Text })
+        }
+        (one, other) => Sort::Of(both_kinds(one.kind(), other.kind(), is_json)),
+    }
+}
+
 /// The kind that takes the values of both.
-fn both(one: Kind, other: Kind, is_json: bool) -> Kind {
+fn both_kinds(one: Kind, other: Kind, is_json: bool) -> Kind {
     match (one, other) {
         _ if one == other => one,
         (Kind::Int, Kind::Float) | (Kind::Float, Kind::Int) => Kind::Float,
@@ -119,31 +190,50 @@ fn both(one: Kind, other: Kind, is_json: bool) -> Kind {
     }
 }
 
-/// The kind of a cell of a table, none where it is empty. Numbers that begin with a zero are names.
-fn kind_of_cell(cell: &str) -> Option<Kind> {
+/// What a cell of a table is, nothing where it is empty. Numbers that begin with a zero are names, and so are whole numbers
+/// that no integer holds.
+fn sort_of_cell(cell: &str) -> Option<Sort> {
     let digits = cell.trim_start_matches(['-', '+']);
     let is_name = digits.len() > 1 && digits.starts_with('0') && !digits.starts_with("0.");
     let fits = |kind: &Kind| match (kind, kind.parse(cell)) {
         (Kind::Bool, Ok(_)) => !digits.starts_with(['0', '1']) && cell.len() > 1,
         (Kind::Int, Ok(_)) => !cell.contains('.') && !cell.contains(['e', 'E']) && !is_name && !cell.starts_with('+'),
-        (Kind::Float, Ok(Cell::Float(_))) => !is_name && digits.starts_with(|first: char| first.is_ascii_digit()),
+        (Kind::Float, Ok(Cell::Float(_))) => {
+            !is_name && !is_large(digits) && digits.starts_with(|first: char| first.is_ascii_digit())
+        }
         (_, parsed) => parsed.is_ok(),
     };
     let kinds = [Kind::Bool, Kind::Int, Kind::Float, Kind::Timestamp];
-    (!cell.is_empty()).then(|| kinds.into_iter().find(fits).unwrap_or(Kind::Text))
+    match kinds.into_iter().find(fits) {
+        _ if cell.is_empty() => None,
+        Some(Kind::Int) if is_large(digits) => Some(Sort::Large),
+        kind => Some(Sort::Of(kind.unwrap_or(Kind::Text))),
+    }
 }
 
-fn kind_of_value(value: &Value) -> Option<Kind> {
-    match value {
-        Value::Null => None,
-        Value::Bool(_) => Some(Kind::Bool),
-        Value::Number(number) if number.is_i64() => Some(Kind::Int),
-        Value::Number(_) => Some(Kind::Float),
-        Value::String(text) if text.is_empty() => None,
-        Value::String(text) if Kind::Timestamp.parse(text).is_ok() => Some(Kind::Timestamp),
-        Value::String(_) => Some(Kind::Text),
-        Value::Array(_) | Value::Object(_) => Some(Kind::Json),
-    }
+/// What a value of JSON is, nothing where it is null. An empty text is a text: the reader takes it for nothing else.
+fn sort_of_json(value: &str) -> Option<Sort> {
+    let kind = match value.as_bytes().first() {
+        Some(b'n') => return None,
+        Some(b't' | b'f') => Kind::Bool,
+        Some(b'[' | b'{') => Kind::Json,
+        Some(b'"') => match serde_json::from_str::<String>(value) {
+            Ok(text) if parse_timestamp(&text).is_ok() => Kind::Timestamp,
+            _ => Kind::Text,
+        },
+        _ if value.contains(['.', 'e', 'E']) => Kind::Float,
+        _ if value.parse::<i64>().is_ok() && is_large(value.trim_start_matches('-')) => return Some(Sort::Large),
+        _ if value.parse::<i64>().is_ok() => Kind::Int,
+        // The reader takes digits for a text as far as it takes them for a number.
+        _ if value.parse::<u64>().is_ok() => Kind::Text,
+        _ => Kind::Json,
+    };
+    Some(Sort::Of(kind))
+}
+
+/// Whether these are digits of a whole number beyond 2^53.
+fn is_large(digits: &str) -> bool {
+    digits.bytes().all(|digit| digit.is_ascii_digit()) && digits.parse::<u64>().map_or(true, |number| number > 1 << 53)
 }
 
 /// A name as columns and datasets may have.
@@ -168,18 +258,18 @@ pub fn identifier(name: &str) -> String {
     plain
 }
 
-/// The fields of an object in their order.
-struct Fields(Vec<(String, Value)>);
+/// The fields of an object in their order, each as it is written.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Fields {
+impl<'de> Deserialize<'de> for Fields<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Collect;
         impl<'de> Visitor<'de> for Collect {
-            type Value = Fields;
+            type Value = Fields<'de>;
             fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
                 out.write_str("a JSON object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
                     fields.push(field);
@@ -213,12 +303,40 @@ mod tests {
             (vec!["007", "12"], Some(Kind::Text)),
             (vec!["12", "a1b2c3"], Some(Kind::Text)),
             (vec!["nan", "1.5"], Some(Kind::Text)),
-            (vec!["9223372036854775808"], Some(Kind::Float)),
+            (vec!["25-10-28"], Some(Kind::Text)),
+            // A float would change their digits.
+            (vec!["9223372036854775808"], Some(Kind::Text)),
+            (vec!["9223372036854775808", "1"], Some(Kind::Text)),
+            (vec!["9007199254740993", "1"], Some(Kind::Int)),
+            (vec!["9007199254740993", "1", "0.5"], Some(Kind::Text)),
+            (vec!["0.5", "-9007199254740993"], Some(Kind::Text)),
+            (vec!["9007199254740992", "0.5", "+5"], Some(Kind::Float)),
             (vec!["", ""], None),
         ] {
             let mut profile = Profile::default();
-            cells.iter().for_each(|cell| profile.see("c", kind_of_cell(cell), false));
-            assert_eq!(profile.columns[0].1, kind, "{cells:?}");
+            cells.iter().for_each(|cell| profile.see("c", sort_of_cell(cell), false));
+            assert_eq!(profile.columns[0].1.map(Sort::kind), kind, "{cells:?}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_json_are_those_that_its_reader_takes() {
+        for (values, kind) in [
+            (vec!["5", "null"], Some(Kind::Int)),
+            (vec!["5", r#""""#], Some(Kind::Text)),
+            (vec!["true", r#""""#], Some(Kind::Json)),
+            (vec![r#""2025-10-28""#, r#""""#], Some(Kind::Text)),
+            (vec!["5", "0.5", "-3e1"], Some(Kind::Float)),
+            (vec!["18446744073709551615", "1"], Some(Kind::Text)),
+            (vec!["18446744073709551616", "1"], Some(Kind::Json)),
+            (vec!["9007199254740993", "1"], Some(Kind::Int)),
+            (vec!["9007199254740993", "0.5"], Some(Kind::Json)),
+            (vec!["{}", "1"], Some(Kind::Json)),
+            (vec!["null"], None),
+        ] {
+            let mut profile = Profile::default();
+            values.iter().for_each(|value| profile.see("c", sort_of_json(value), true));
+            assert_eq!(profile.columns[0].1.map(Sort::kind), kind, "{values:?}");
         }
     }
 
@@ -236,9 +354,9 @@ mod tests {
             assert_eq!(identifier(name), plain);
         }
         let mut profile = Profile::default();
-        ["A b", "a_b", "format", "ordinal"].iter().for_each(|name| profile.see(name, None, false));
+        ["A b", "a_b", "format", "ordinal", "Reads"].iter().for_each(|name| profile.see(name, None, false));
         let toml = profile.definition("2025 report");
-        let dataset = crate::dataset::Dataset::parse("inferred", &toml).expect(&toml);
+        let dataset = Dataset::parse("inferred", &toml).expect(&toml);
         assert_eq!(dataset.name, "c_2025_report");
         assert_eq!(dataset.position("A b"), Some(0));
     }

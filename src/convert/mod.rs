@@ -95,6 +95,7 @@ struct Known {
 /// A folder that cannot be written to, or that another process writes to; an interruption. Whatever is wrong with a file is
 /// told and counted.
 pub async fn run(arguments: &[String], wish: &Wish, stop: &Arc<AtomicBool>, tell: impl FnMut(News)) -> Result<Outcome> {
+    refuse_others(wish).await?;
     let found = inputs::find(arguments, wish.choice);
     let outcome = Outcome { left_out: found.left_out, failed: found.faults.len(), ..Outcome::default() };
     let mut telling = Telling { outcome, tell };
@@ -112,13 +113,52 @@ pub async fn run(arguments: &[String], wish: &Wish, stop: &Arc<AtomicBool>, tell
             Err(error) => telling.refuse(&name, &error),
         }
     }
+    let mut rest = Rest::default();
+    let mut ended = Ok(());
     for (name, files) in groups {
-        group(wish, &name, files, stop, &mut telling).await?;
+        match Converted::open(wish, &name).await {
+            Ok(mut dataset) => {
+                ended = group(wish, &name, files, &mut dataset, stop, &mut telling).await;
+                rest.add(dataset);
+            }
+            Err(error) => telling.refuse_all(&files, &error),
+        }
+        if ended.is_err() {
+            break;
+        }
     }
-    if telling.outcome.converted > 0 && !wish.is_preview {
-        renew_catalogue(wish).await?;
-    }
+    // Whatever has stopped the run: what the manifests name by now is what the catalogue has to name.
+    let renewed = if wish.is_preview { Ok(()) } else { rest.finish(wish).await };
+    ended.and(renewed)?;
     Ok(telling.outcome)
+}
+
+/// What is left to do when the manifests are written.
+#[derive(Default)]
+struct Rest {
+    /// Whether there is a dataset to describe.
+    is_begun: bool,
+    /// Files that no manifest names. They go when the catalogue does not name them either.
+    unnamed: Vec<String>,
+}
+
+impl Rest {
+    fn add(&mut self, dataset: Converted<'_>) {
+        self.is_begun |= dataset.is_begun();
+        self.unnamed.extend(dataset.into_unnamed());
+    }
+
+    /// Renews the catalogue, also where nothing was converted: the run before may have been killed. Then removes files.
+    async fn finish(self, wish: &Wish) -> Result<()> {
+        if self.is_begun {
+            renew_catalogue(wish).await?;
+        }
+        let storage = Storage::open(&wish.output.to_string_lossy())?;
+        for file in self.unnamed {
+            storage.delete_file(&file).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Converts the files of one dataset.
@@ -126,20 +166,14 @@ async fn group(
     wish: &Wish,
     name: &str,
     mut files: Vec<Known>,
+    dataset: &mut Converted<'_>,
     stop: &Arc<AtomicBool>,
     telling: &mut Telling<impl FnMut(News)>,
 ) -> Result<()> {
-    let mut dataset = match Converted::open(wish, name).await {
-        Ok(dataset) => dataset,
-        Err(error) => {
-            telling.refuse_all(&files, &error);
-            return Ok(());
-        }
-    };
-    files.retain(|file| !telling.skip(&dataset, file));
+    files.retain(|file| !telling.skip(dataset, file));
     let definition = match &wish.dataset {
         Some(definition) => Ok(Arc::clone(definition)),
-        None => told_from(wish, name, &dataset, &mut files, telling).await?,
+        None => told_from(wish, name, dataset, &mut files, telling).await?,
     };
     if files.is_empty() {
         return Ok(());
@@ -150,7 +184,7 @@ async fn group(
     }
     for file in files {
         // It may be the same as one that was taken in just now.
-        if telling.skip(&dataset, &file) {
+        if telling.skip(dataset, &file) {
             continue;
         }
         let input = file.input.clone();
@@ -190,7 +224,7 @@ async fn told_from(
         }
     }
     wish.values.iter().for_each(|(column, value)| profile.observe_value(column, value));
-    dataset.columns().for_each(|(column, kind)| profile.remember(column, kind));
+    profile.remember(&dataset.columns().collect::<Vec<_>>());
     let text = profile.definition(name);
     let definition = Dataset::parse(name, &text).map_err(Error::Definitions);
     if definition.is_ok() && !files.is_empty() {
@@ -268,17 +302,32 @@ fn lock(wish: &Wish) -> Result<fs::File> {
     }
 }
 
+/// Refuses a folder in which the catalogue would take the place of somebody's own files.
+async fn refuse_others(wish: &Wish) -> Result<()> {
+    if !wish.output.is_dir() {
+        return Ok(());
+    }
+    let storage = Storage::open(&wish.output.to_string_lossy())?;
+    let place = Place { storage: &storage, folder: "", datasets: &datasets(wish)? };
+    catalogue::refuse_others(&place).await
+}
+
 /// Writes the catalogue of all datasets in the folder.
 async fn renew_catalogue(wish: &Wish) -> Result<()> {
     let storage = Storage::open(&wish.output.to_string_lossy())?;
+    let place = Place { storage: &storage, folder: "", datasets: &datasets(wish)? };
+    catalogue::renew_alone(&place, README).await
+}
+
+/// The names of all datasets in the folder.
+fn datasets(wish: &Wish) -> Result<Vec<String>> {
     let entries = fs::read_dir(&wish.output).map_err(|error| Error::Environment(error.to_string()))?;
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| wish.output.join(name).join(crate::lake::manifest::FILE).is_file())
         .collect();
     names.sort();
-    let place = Place { storage: &storage, folder: "", datasets: &names };
-    catalogue::renew_alone(&place, README).await
+    Ok(names)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {

@@ -1,11 +1,12 @@
 //! Comma- and tab-separated values, cell by cell, and their rows as JSON lines.
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use csv::StringRecord;
 
 use crate::dataset::{Cell, Dataset, Fault, Kind};
 use crate::error::{Error, Result};
+use crate::send::content::LIMITS;
 
 /// Hands the header and each record with the number of its line to `each`, until it answers false.
 ///
@@ -16,6 +17,7 @@ pub fn records(
     delimiter: u8,
     mut each: impl FnMut(u64, &[String], &StringRecord) -> Result<bool>,
 ) -> Result<()> {
+    let text = Watched { text, delimiter, at: At::Record, line: 1, begun: 1, bytes: 0 };
     let mut reader = csv::ReaderBuilder::new();
     let mut reader =
         reader.has_headers(false).flexible(true).delimiter(delimiter).quoting(delimiter == b',').from_reader(text);
@@ -40,6 +42,63 @@ pub fn records(
         }
     }
     Ok(())
+}
+
+/// A table as it is read. To the parser a quote that nobody closes is a cell up to the end of the text, however much that
+/// is.
+struct Watched<R> {
+    text: R,
+    delimiter: u8,
+    at: At,
+    /// The line of the next byte, and that on which its record has begun.
+    line: u64,
+    begun: u64,
+    /// Bytes of the record.
+    bytes: usize,
+}
+
+/// What the next byte of a table belongs to.
+#[derive(Clone, Copy, PartialEq)]
+enum At {
+    Record,
+    Cell,
+    Text,
+    Quoted,
+    /// A quote within quotes: their end, or the first half of one that is meant.
+    Quote,
+}
+
+impl<R> Watched<R> {
+    fn see(&mut self, byte: u8) {
+        if self.at == At::Record {
+            (self.begun, self.bytes) = (self.line, 0);
+        }
+        self.bytes += 1;
+        self.line += u64::from(byte == b'\n');
+        self.at = match (self.at, byte) {
+            (At::Quoted, b'"') => At::Quote,
+            (At::Quoted, _) | (At::Quote, b'"') => At::Quoted,
+            (_, b'\n' | b'\r') => At::Record,
+            (_, byte) if byte == self.delimiter => At::Cell,
+            (At::Record | At::Cell, b'"') if self.delimiter == b',' => At::Quoted,
+            _ => At::Text,
+        };
+    }
+}
+
+impl<R: Read> Read for Watched<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.text.read(buffer)?;
+        if count == 0 && self.at == At::Quoted {
+            let fault = Fault::of_line(self.begun, "has a quote that is never closed");
+            return Err(io::Error::other(Error::Faults(vec![fault])));
+        }
+        buffer[..count].iter().for_each(|byte| self.see(*byte));
+        if self.bytes > LIMITS.line {
+            return Err(io::Error::other(LIMITS.line_too_long()));
+        }
+        Ok(count)
+    }
 }
 
 /// The reader's own fault where there is one, else what is wrong with the table.
@@ -126,5 +185,51 @@ fn quote(text: &str, out: &mut String) {
         out.push('"');
         out.push_str(text);
         out.push('"');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(text: impl Read) -> Result<Vec<Vec<String>>> {
+        let mut cells = Vec::new();
+        records(text, b',', |_, _, record| {
+            cells.push(record.iter().map(str::to_owned).collect());
+            Ok(true)
+        })?;
+        Ok(cells)
+    }
+
+    #[test]
+    fn a_quote_that_is_never_closed_is_told_with_the_line_on_which_its_record_begins() {
+        for (text, line) in [
+            ("a,b\n1,2\n\n3,\"4\n5,6\n7,8\n", 4),
+            ("a,b\n\"1\n1\",\"2\n", 2),
+            ("a,\"b\n1,2\n", 1),
+            ("a\n\"\"\"", 2),
+            ("a\r\n1\r\n\"", 3),
+        ] {
+            let error = cells(text.as_bytes()).expect_err(text);
+            let Error::Faults(faults) = &error else { panic!("{text}: {error}") };
+            assert_eq!((faults[0].line, faults[0].reason.as_str()), (Some(line), "has a quote that is never closed"));
+        }
+    }
+
+    #[test]
+    fn quotes_that_are_closed_or_mean_themselves_are_read_as_they_are() {
+        let text = "a,b\n\"1,\"\"\n\",2\nthe 5\" end,6\"\n\"7\"8,\"\"\n9,\"\"";
+        let rows = [["1,\"\n", "2"], ["the 5\" end", "6\""], ["78", ""], ["9", ""]];
+        assert_eq!(cells(text.as_bytes()).expect("a table"), rows);
+    }
+
+    #[test]
+    fn a_record_of_many_lines_has_a_limit() {
+        let lines = io::repeat(b'\n').take(LIMITS.line as u64);
+        let read = cells(b"a\n1\n\"".chain(lines).chain(&b"\"\n"[..]));
+        assert!(matches!(read, Err(Error::TooLarge { .. })));
+        // Many short ones are none.
+        let lines = b"12345678\n".repeat(4096);
+        assert_eq!(cells(&lines[..]).expect("a table").len(), 4095);
     }
 }

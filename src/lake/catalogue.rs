@@ -29,9 +29,46 @@ SET parquet_metadata_cache = true;
 SET prefetch_all_parquet_files = true;
 ";
 
+/// The files of a catalogue, and how each begins, whichever version has written it.
+const BEGINNINGS: [(&str, &[&str]); 4] = [
+    ("schema.json", &["{\n  \"datasets\": {"]),
+    ("duckdb.sql", &["-- Views and macros for DuckDB"]),
+    ("queries.sql", &["-- Worked examples for DuckDB"]),
+    ("README.md", &["# Partitioned datasets\n", "# Converted files\n"]),
+];
+
 /// Columns that name a taxon, the best first; and what the taxon is called.
 const TAXA: [&str; 3] = ["adjusted_taxid", "taxid", "staxids"];
 const NAMES: [&str; 4] = ["adjusted_taxid_name", "name", "sscinames", "stitle"];
+
+/// Refuses a folder in which the catalogue would take the place of somebody's own files. Where a dataset lies, they are
+/// those of the catalogue, whoever has edited them since.
+///
+/// # Errors
+/// Such a file, a storage out of reach.
+pub async fn refuse_others(place: &Place<'_>) -> Result<()> {
+    let Some(file) = file_of_others(place).await? else { return Ok(()) };
+    for name in place.datasets {
+        if Manifest::load(place.storage, &place.name(name)).await.is_ok_and(|manifest| manifest.is_some()) {
+            return Ok(());
+        }
+    }
+    Err(Error::Conflict(format!(
+        "{} was not written by this program, which describes its datasets in a file of that name: choose another folder",
+        place.url(file)
+    )))
+}
+
+/// A file that has the name of one of the catalogue, and that no catalogue begins with.
+async fn file_of_others(place: &Place<'_>) -> Result<Option<&'static str>> {
+    for (file, beginnings) in BEGINNINGS {
+        let held = place.storage.get(&place.name(file)).await?;
+        if held.is_some_and(|held| !beginnings.iter().any(|beginning| held.starts_with(beginning.as_bytes()))) {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
+}
 
 /// Writes the catalogue of a folder anew where it is not as it should be.
 ///

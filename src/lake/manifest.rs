@@ -64,6 +64,9 @@ pub struct ColumnNote {
     /// The unit of its values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
+    /// What files call it that rows are taken from, where its name was told from them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header: Option<String>,
 }
 
 /// The rows of a span of time, or all of them.
@@ -107,10 +110,14 @@ pub struct File {
 pub struct Input {
     /// Where it lay.
     pub name: String,
-    /// The digest of its text, decompressed.
+    /// The digest of its text, decompressed; empty when another input has replaced a part of its rows.
     pub sha256: String,
     /// What its rows were read as: another definition, another digest.
     pub schema: String,
+    /// The values of columns that its rows lack, sorted: with others the same text is other rows. Unknown of inputs of
+    /// earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub values: Option<Vec<(String, String)>>,
     /// Its rows.
     pub rows: u64,
     /// The files that hold them, as paths in the folder of the dataset.
@@ -124,6 +131,13 @@ pub struct Retired {
     pub path: String,
     /// Since when.
     pub at: DateTime<Utc>,
+}
+
+impl Input {
+    /// Whether it holds the same rows as another, however these are read.
+    fn is_same(&self, other: &Self) -> bool {
+        self.sha256 == other.sha256 && (self.name == other.name || self.values.is_some() && self.values == other.values)
+    }
 }
 
 impl Partition {
@@ -193,19 +207,26 @@ impl Manifest {
     }
 
     /// Adds what was made of an input. What an earlier input of that name has left in the same partitions goes out, and what
-    /// was made of the same content; the answer names these files.
+    /// was made of the same content under whatever name; the answer names these files.
     pub fn adopt(&mut self, input: Input, partitions: Vec<Partition>) -> Vec<String> {
         let folders: Vec<&str> = partitions.iter().map(|partition| partition.path.as_str()).collect();
         let mut gone = Vec::new();
-        for earlier in self.inputs.iter_mut().filter(|earlier| earlier.name == input.name) {
-            let is_same = earlier.sha256 == input.sha256;
-            let (out, kept) = std::mem::take(&mut earlier.files).into_iter().partition(|file: &String| {
+        self.inputs.retain_mut(|earlier| {
+            let is_same = earlier.is_same(&input);
+            if earlier.name != input.name && !is_same {
+                return true;
+            }
+            let (out, kept): (Vec<String>, _) = std::mem::take(&mut earlier.files).into_iter().partition(|file| {
                 is_same || self.partitions.iter().any(|held| folders.contains(&held.path.as_str()) && held.has(file))
             });
             earlier.files = kept;
-            gone.extend::<Vec<String>>(out);
-        }
-        self.inputs.retain(|earlier| earlier.name != input.name || !earlier.files.is_empty());
+            if !out.is_empty() {
+                // What is left of it does not make the text known.
+                earlier.sha256.clear();
+            }
+            gone.extend(out);
+            !earlier.files.is_empty()
+        });
         self.inputs.push(input);
         for held in &mut self.partitions {
             held.files.retain(|file| !gone.contains(&file.path));
@@ -220,19 +241,20 @@ impl Manifest {
         gone
     }
 
-    /// Puts a partition into its place, and takes its earlier files out unless it still names them.
-    pub fn replace(&mut self, partition: Partition, now: DateTime<Utc>) {
+    /// Puts a partition into its place. Its earlier files go out unless it still names them; the answer names these.
+    pub fn replace(&mut self, partition: Partition) -> Vec<String> {
+        let mut gone = Vec::new();
         let place = self.partitions.binary_search_by(|known| known.path.cmp(&partition.path));
         if let Ok(known) = place {
             let earlier = self.partitions.remove(known);
             let is_gone = |file: &File| partition.files.iter().all(|kept| kept.path != file.path);
-            let gone = earlier.files.into_iter().filter(is_gone);
-            self.retired.extend(gone.map(|file| Retired { path: file.path, at: now }));
+            gone.extend(earlier.files.into_iter().filter(is_gone).map(|file| file.path));
         }
         if !partition.files.is_empty() {
             let (Ok(place) | Err(place)) = place;
             self.partitions.insert(place, partition);
         }
+        gone
     }
 }
 
@@ -246,6 +268,7 @@ pub fn columns(plan: &Plan) -> Vec<ColumnNote> {
             kind: column.kind,
             description: known.map(|known| known.description.clone()),
             unit: known.and_then(|known| known.unit.clone()),
+            header: None,
         }
     };
     plan.columns.iter().map(note).collect()

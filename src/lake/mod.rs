@@ -237,7 +237,8 @@ pub async fn run(
 ) -> Result<Outcome> {
     let lock = place.lock(pool, &wish.dataset().name, lease).await?;
     let (manifest, found) = place.manifest(pool, wish).await?;
-    let mut run = Run { pool, config, wish, place, lease, lock, manifest, unsaved: Vec::new(), is_marked: false };
+    let (unsaved, replaced) = (Vec::new(), Vec::new());
+    let mut run = Run { pool, config, wish, place, lease, lock, manifest, unsaved, replaced, is_marked: false };
     let outcome = run.bring_up_to_date(found).await;
     if outcome.is_err()
         && let Err(error) = run.clean_up().await
@@ -260,6 +261,8 @@ struct Run<'r> {
     manifest: Manifest,
     /// Files that are written, and that the manifest in the storage does not name yet.
     unsaved: Vec<String>,
+    /// Files that it still names, and that the next one will not.
+    replaced: Vec<String>,
     /// Whether the manifest in the storage is an empty one that this run has put there.
     is_marked: bool,
 }
@@ -271,7 +274,7 @@ impl Run<'_> {
         let is_outdated = match found {
             Found::Ours => {
                 self.place.sweep(&self.manifest).await?;
-                self.drop_retired().await?
+                self.drop_leftovers().await?
             }
             Found::Empty => {
                 // From here on, whatever lies there is ours.
@@ -281,15 +284,14 @@ impl Run<'_> {
                 true
             }
             Found::Foreign(files) => {
-                let now = Utc::now();
-                self.manifest.retired.extend(files.into_iter().map(|path| Retired { path, at: now }));
+                self.replaced = files;
                 true
             }
         };
-        let snapshot = Snapshot::take(self.pool).await?;
-        let table = snapshot.table(wish.dataset()).await?;
-        let mut connection = snapshot.connection().await?;
-        let visible = db::visible(&mut connection, wish.dataset()).await?;
+        let snapshot = self.lease.unless_cancelled(Snapshot::take(self.pool)).await??;
+        let table = self.lease.unless_cancelled(snapshot.table(wish.dataset())).await??;
+        let mut connection = self.lease.unless_cancelled(snapshot.connection()).await??;
+        let visible = self.lease.unless_cancelled(db::visible(&mut connection, wish.dataset())).await??;
         snapshot.give_back(connection);
         let (tasks, unchanged) = changes::compare(&visible, &self.manifest, wish.partitioning.temporal, &wish.choice);
         drop(visible);
@@ -312,6 +314,19 @@ impl Run<'_> {
         Ok(Outcome { dataset: wish.dataset().name.clone(), partitions, unchanged, replaced })
     }
 
+    /// Removes what a run that was killed has replaced, once no catalogue names it any more.
+    async fn drop_leftovers(&mut self) -> Result<bool> {
+        if self.manifest.retired.is_empty() {
+            return Ok(false);
+        }
+        if let Err(error) = catalogue::renew(self.pool, self.place, self.lease).await {
+            // That of another dataset, perhaps: no reason to leave out new rows of this one.
+            tracing::warn!(%error, "the catalogue cannot be renewed; files that were replaced stay");
+            return Ok(false);
+        }
+        self.drop_retired().await
+    }
+
     /// Writes several partitions at once. After a fault, those under way are broken off, and all are waited for.
     async fn carry_out(&mut self, writing: &Writing<'_>, tasks: Vec<Task>) -> Result<Vec<Done>> {
         let mut fault = None;
@@ -323,7 +338,7 @@ impl Run<'_> {
             match result {
                 Ok((task, files)) => {
                     self.unsaved.extend(files.iter().map(|file| file.path.clone()));
-                    self.manifest.replace(task.done(files.clone()), Utc::now());
+                    self.replaced.extend(self.manifest.replace(task.done(files.clone())));
                     partitions.push(done(&task, files));
                     since_switch += 1;
                 }
@@ -351,10 +366,13 @@ impl Run<'_> {
             return Err(Error::Cancelled);
         }
         self.lock.check().await?;
-        self.place.save(&self.manifest).await?;
+        // From here on it may be the dataset, also where the answer of the storage is lost. What is not, the next run sweeps.
         self.unsaved.clear();
         self.is_marked = false;
-        Ok(())
+        // Until now readers were sent to them.
+        let at = Utc::now();
+        self.manifest.retired.extend(self.replaced.drain(..).map(|path| Retired { path, at }));
+        self.place.save(&self.manifest).await
     }
 
     /// Removes files whose time is over; says whether there were any.
@@ -390,6 +408,8 @@ impl Run<'_> {
             self.place.delete(dataset, path).await?;
         }
         if self.is_marked {
+            // Who has lost the lock removes no manifest that another has put there since.
+            self.lock.check().await?;
             self.place.forget(dataset).await?;
         }
         Ok(())

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::Wish;
 use super::manifest::{FILE, Manifest};
+use super::{Wish, catalogue};
 use crate::config::Format;
 use crate::db::jobs::Lease;
 use crate::db::keys;
@@ -101,7 +101,10 @@ impl Place<'_> {
             Ok(Some(held)) if held.source != source => "holds rows of another database",
             Ok(Some(held)) if held.dataset != *dataset => "holds another dataset",
             Ok(Some(held)) if !wish.fits(&held) => "is cut in another way, or of another format",
-            Ok(Some(held)) => return Ok((held, Found::Ours)),
+            Ok(Some(held)) => {
+                self.refuse_losses(&held, &new, overwrite)?;
+                return Ok((held, Found::Ours));
+            }
             Ok(None) => STRANGE,
             Err(error @ Error::Environment(_)) if !overwrite => return Err(error),
             Err(Error::Environment(_)) => "holds a manifest that cannot be read",
@@ -110,6 +113,7 @@ impl Place<'_> {
         let mut files = self.files(dataset).await?;
         // What is unfinished no reader takes for data, and nobody else gives such names.
         files.retain(|file| file != FILE && !(file.contains('#') && is_of_a_run(dataset, file)));
+        catalogue::refuse_others(self).await?;
         if files.is_empty() && why == STRANGE {
             return Ok((new, Found::Empty));
         }
@@ -120,6 +124,22 @@ impl Place<'_> {
             )));
         }
         Ok((new, Found::Foreign(files)))
+    }
+
+    /// Refuses to go on with a dataset whose columns the definition lacks: rows that are written once are not looked at
+    /// again, and a replica that is older would leave out for ever what the newer ones store.
+    fn refuse_losses(&self, held: &Manifest, new: &Manifest, overwrite: bool) -> Result<()> {
+        let is_lost = |name: &String| new.columns.iter().all(|column| column.name != *name);
+        let lost: Vec<String> = held.columns.iter().map(|column| column.name.clone()).filter(is_lost).collect();
+        if lost.is_empty() || overwrite {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "{} has columns that the definition of the dataset lacks here: `{}`; write with the newer definition, or \
+             leave them out with `overwrite`",
+            self.url(&held.dataset),
+            lost.join("`, `")
+        )))
     }
 
     /// The files of a dataset's folder, as paths in it.

@@ -79,9 +79,10 @@ impl Writing<'_> {
         if by.is_empty() {
             return Ok(vec![Piece { folder: task.path.clone(), conditions }]);
         }
-        let mut connection = self.snapshot.connection().await?;
+        let mut connection = self.lease.unless_cancelled(self.snapshot.connection()).await??;
         let dataset = self.wish.dataset();
-        let values = lake::values(&mut connection, dataset, by, &conditions, FOLDERS + 1).await?;
+        let values = lake::values(&mut connection, dataset, by, &conditions, FOLDERS + 1);
+        let values = self.lease.unless_cancelled(values).await??;
         self.snapshot.give_back(connection);
         if values.len() > FOLDERS {
             return Err(Error::Conflict(format!(

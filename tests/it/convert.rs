@@ -209,15 +209,17 @@ fn what_is_wrong_is_told_by_file_and_line_and_the_others_are_converted() {
     cut.truncate(cut.len() / 2);
     let cut = desk.file("cut.csv.gz", cut);
     let latin = desk.file("latin.csv", [head.as_bytes(), b"2025-10-28T00:00:00Z,\xe4,1\n"].concat());
+    let quote = desk.file("quote.csv", format!("{head}2025-10-28T00:00:00Z,a,1\n2025-10-28T00:00:01Z,\"b,1\n,c,1\n"));
     let prose = desk.file("prose.txt", "nothing of the sort\n");
     let missing = desk.path("missing.csv").to_str().expect("UTF-8").to_owned();
     let pattern = desk.path("none_*.csv").to_str().expect("UTF-8").to_owned();
     let schema = schema("query_perf");
-    let files = [&cell, &width, &required, &header, &json, &lines, &cut, &latin, &prose, &missing, &pattern, &good];
+    let files =
+        [&cell, &width, &required, &header, &json, &lines, &cut, &latin, &quote, &prose, &missing, &pattern, &good];
     let arguments: Vec<&str> = files.iter().map(|file| file.as_str()).chain(["--schema", &schema]).collect();
     let (code, told, errors) = desk.convert(&arguments);
     assert_eq!(code, 1);
-    assert!(told.contains("1 files converted, 1 rows") && told.contains("11 failed"), "{told}");
+    assert!(told.contains("1 files converted, 1 rows") && told.contains("12 failed"), "{told}");
     for (file, place) in [
         (&cell, ":3: execution_time_ms: expected a number"),
         (&width, ":2: has 2 cells where 3 are expected"),
@@ -227,6 +229,7 @@ fn what_is_wrong_is_told_by_file_and_line_and_the_others_are_converted() {
         (&lines, ":2:14: timestamp: expected an RFC 3339 time"),
         (&cut, ": the gzip data are truncated"),
         (&latin, ": line 2 is not UTF-8"),
+        (&quote, ":3: has a quote that is never closed"),
         (&prose, ": is neither CSV nor TSV nor JSON"),
         (&missing, ": cannot be read"),
         (&pattern, ": matches no file"),
@@ -276,6 +279,47 @@ fn a_definition_is_told_from_values_and_what_was_printed_can_be_used() {
     let other = Desk::new();
     other.good(&[&first, "--schema", &definition]);
     assert_eq!(other.rows("figures"), desk.rows("figures")[..2]);
+}
+
+#[test]
+fn what_is_told_from_values_takes_them_and_changes_none() {
+    let desk = Desk::new();
+    let json = desk.file("j_20251028.json", r#"[{"n": 5, "big": 18446744073709551615}, {"n": "", "big": 1}]"#);
+    desk.good(&[&json]);
+    let rows = desk.rows("j");
+    assert!(rows[0].ends_with(": n= big=1") && rows[1].ends_with(": n=5 big=18446744073709551615"), "{rows:?}");
+    let csv = desk.file(
+        "c_20251028.csv",
+        "seen,id,mixed\n25-10-28,9223372036854775808,9007199254740993\n1-2-3,12345678901234567890123,0.5\n",
+    );
+    desk.good(&[&csv]);
+    let rows = desk.rows("c");
+    assert!(rows[0].ends_with(": seen=1-2-3 id=12345678901234567890123 mixed=0.5"), "{rows:?}");
+    assert!(rows[1].ends_with(": seen=25-10-28 id=9223372036854775808 mixed=9007199254740993"), "{rows:?}");
+}
+
+#[test]
+fn headers_that_become_one_name_keep_theirs_from_run_to_run() {
+    let desk = Desk::new();
+    for (dataset, day, header, expected) in [
+        ("l", "01", "Length (bp),Length [bp],Reads", "length_bp_=1 length_bp__2=2 reads=3"),
+        ("l", "02", "Reads,Length (bp),Length [bp]", "length_bp_=2 length_bp__2=3 reads=1"),
+        ("l", "03", "Length [bp],reads,Length (bp)", "length_bp_=3 length_bp__2=1 reads=2"),
+        ("l", "04", "x,Length [bp],READS", "length_bp__2=2 reads=3 x=1"),
+        ("l", "05", "length_bp_,y,Length [bp]", "length_bp_=1 length_bp__2=3 y=2"),
+        ("s", "01", "Sample ID,n,m", "m=3 n=2 sample_id=1"),
+        ("s", "02", "Sample ID,sample_id,n", "n=3 sample_id=2 sample_id_2=1"),
+        ("s", "03", "m,Sample ID,n", "m=1 n=3 sample_id_2=2"),
+        ("s", "04", "sample-id,n,m", "m=3 n=2 sample_id=1"),
+    ] {
+        let file = desk.file(&format!("{dataset}_202510{day}.csv"), format!("{header}\n1,2,3\n"));
+        desk.good(&[&file]);
+        let rows = desk.rows(dataset);
+        let row = rows.iter().find_map(|row| row.strip_prefix(&format!("year=2025/month=10/day={day}: ")));
+        let mut cells: Vec<&str> = row.expect("row").split(' ').collect();
+        cells.sort_unstable();
+        assert_eq!(cells.join(" "), expected, "{dataset} {header}");
+    }
 }
 
 #[test]
@@ -335,6 +379,99 @@ fn a_file_that_was_changed_replaces_its_rows_of_the_same_days_only() {
         desk.file("index_advisor_report.json", "{\"timestamp\": \"2025-10-30T04:00:00Z\", \"recommendations\": []}");
     assert!(desk.good(&[&empty, "--schema", &schema]).contains("0 rows"));
     assert_eq!(indexes(), ["b", "d"]);
+}
+
+/// The files that the script for DuckDB names: all of them are there.
+fn named_by_script(desk: &Desk) -> Vec<String> {
+    let script = fs::read_to_string(desk.out().join("duckdb.sql")).expect("script");
+    let files = script.lines().filter_map(|line| line.trim().trim_end_matches(',').strip_prefix('\''));
+    let files: Vec<String> = files.filter_map(|file| Some(file.strip_suffix('\'')?.to_owned())).collect();
+    assert!(files.iter().all(|file| Path::new(file).is_file()), "{files:?}");
+    files
+}
+
+#[test]
+fn a_catalogue_that_a_killed_run_has_left_behind_is_renewed_also_where_there_is_no_news() {
+    let desk = Desk::new();
+    let file = desk.file("a_20251028.csv", "n\n1\n");
+    desk.good(&[&file]);
+    let stale = fs::read(desk.out().join("duckdb.sql")).expect("script");
+    desk.file("a_20251028.csv", "n\n1\n2\n");
+    desk.good(&[&file]);
+    let current = named_by_script(&desk);
+    fs::write(desk.out().join("duckdb.sql"), stale).expect("script");
+    desk.good(&[&file]);
+    assert_eq!(named_by_script(&desk), current);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replaced_files_go_when_the_catalogue_is_renewed_also_by_a_run_that_is_interrupted() {
+    let desk = Desk::new();
+    let first = desk.file("a_20251028.csv", "n\n1\n");
+    desk.good(&[&first]);
+    let before = named_by_script(&desk);
+    desk.file("a_20251028.csv", "n\n1\n2\n");
+    let mut body = String::from("when,n\n");
+    for number in 0..400_000_u32 {
+        body.push_str(&format!("2025-10-{:02}T00:00:00Z,{number}\n", number % 28 + 1));
+    }
+    let long = desk.file("long.csv", body);
+    let mut command = desk.command(&[&first, &long, "--set", "export.batch_size=1000"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start");
+    let root = desk.out().join("long");
+    let is_begun = async || root.exists() && files_below(&root).iter().any(|file| file.ends_with('#'));
+    eventually("the long file is begun", is_begun).await;
+    assert_eq!(named_by_script(&desk), before);
+    let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("signal");
+    assert!(!child.wait().expect("wait").success());
+    assert_eq!(desk.rows("a").len(), 2);
+    let named = named_by_script(&desk);
+    assert!(named.len() == 1 && named != before, "{named:?}");
+}
+
+#[test]
+fn a_file_that_is_as_it_was_before_the_last_change_has_all_its_rows_again() {
+    let desk = Desk::new();
+    let (first, second) = ("when,n\n2025-10-01,1\n2025-10-02,2\n", "when,n\n2025-10-02,20\n2025-10-03,30\n");
+    for text in [first, second, first] {
+        let file = desk.file("a.csv", text);
+        desk.good(&[&file]);
+    }
+    let rows: Vec<String> =
+        desk.rows("a").iter().map(|row| row.split_once(" n=").expect("number").1.to_owned()).collect();
+    assert_eq!(rows, ["1", "2", "30"]);
+    assert!(desk.good(&[&desk.file("a.csv", first)]).contains("already exists, skipping"));
+}
+
+#[test]
+fn a_file_that_was_moved_and_is_read_by_another_definition_replaces_its_rows() {
+    let desk = Desk::new();
+    let text = "sample_id,read_count\nS1,7\n";
+    let definition = |more: &str| {
+        let column =
+            |name: &str, kind: &str| format!("[[columns]]\nname = '{name}'\nkind = '{kind}'\ndescription = 'x'\n");
+        let columns = column("sample_id", "text") + &column("read_count", "int") + more;
+        format!("name = 'hits'\ntable = 'hits'\ntitle = 'Hits'\ndescription = 'x'\n{columns}")
+    };
+    let schema = desk.file("hits.toml", definition(""));
+    let old = desk.file("old/a_20251028.csv", text);
+    desk.good(&[&old, "--schema", &schema]);
+    fs::remove_file(old).expect("move");
+    let moved = desk.file("new/a_20251028.csv.gz", gzip(text));
+    desk.file("hits.toml", definition("[[columns]]\nname = 'note'\nkind = 'text'\ndescription = 'x'\n"));
+    desk.good(&[&moved, "--schema", &schema]);
+    assert_eq!(desk.rows("hits"), ["year=2025/month=10/day=28: sample_id=S1 read_count=7"]);
+    // The same text of another sample is other rows.
+    let definition = "name = 'few'\ntable = 'few'\ntitle = 'Few'\ndescription = 'x'\n\
+        [[columns]]\nname = 'sample_id'\nkind = 'text'\ndescription = 'x'\n\
+        [[columns]]\nname = 'n'\nkind = 'int'\ndescription = 'x'\n";
+    let schema = desk.file("few.toml", definition);
+    for sample in ["S1", "S2"] {
+        let file = desk.file(&format!("{sample}/b_20251028.csv"), "n\n0\n");
+        desk.good(&[&file, "--schema", &schema, "--column", &format!("sample_id={sample}")]);
+    }
+    assert_eq!(desk.rows("few").len(), 2);
 }
 
 #[test]
@@ -416,6 +553,27 @@ async fn folders_of_others_and_other_cuts_are_refused() {
     let mut after = files_of(&desk.out());
     after.remove(".nvd-support-car.lock");
     assert!(after == before);
+}
+
+#[test]
+fn files_of_others_with_the_names_of_the_catalogue_are_not_overwritten() {
+    for name in ["README.md", "schema.json", "duckdb.sql", "queries.sql"] {
+        let desk = Desk::new();
+        let file = desk.file("results.csv", "n\n1\n");
+        desk.file(&format!("out/{name}"), "theirs");
+        for more in [&[][..], &["--dry-run"]] {
+            let (code, _, errors) = desk.convert(&[&[file.as_str()][..], more].concat());
+            assert_eq!(code, 1);
+            assert!(errors.contains(&format!("{name} was not written by this program")), "{errors}");
+        }
+        assert_eq!(files_of(&desk.out()).into_iter().collect::<Vec<_>>(), [(name.to_owned(), b"theirs".to_vec())]);
+        // What a catalogue has left behind is known, also where its datasets are gone.
+        fs::remove_file(desk.out().join(name)).expect("remove");
+        desk.good(&[&file]);
+        fs::remove_dir_all(desk.out().join("results")).expect("remove");
+        desk.good(&[&file]);
+        assert_eq!(desk.rows("results").len(), 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
+use chrono::{DateTime, Utc};
 use nvd_support_car::config::Partitioning;
 use nvd_support_car::db::jobs::Lease;
 use nvd_support_car::error::{Error, Result};
@@ -19,12 +22,14 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgPoolOptions;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::app::{RECORD, TestApp, gzip};
+use crate::app::{RECORD, TestApp, eventually, gzip};
 use crate::exports::files_below;
 use crate::process::{binary, text};
+use crate::s3_server::S3;
 
 /// A folder with the partitioned gottcha2 of a service.
 pub struct Lake {
@@ -243,6 +248,66 @@ async fn replaced_files_stay_for_the_grace_and_go_with_a_later_run() {
 }
 
 #[tokio::test]
+async fn the_grace_of_replaced_files_begins_when_the_manifest_stops_naming_them() {
+    let app = TestApp::start().await;
+    let mut ids = Vec::new();
+    for day in 1..=4 {
+        ids.push(store_at(&app, &format!("S{day}"), 4, &format!("2026-01-0{day}T12:00:00Z")).await);
+        store_at(&app, &format!("T{day}"), 5, &format!("2026-01-0{day}T13:00:00Z")).await;
+    }
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    for id in ids {
+        app.request("DELETE", &format!("/submissions/{id}")).send().await.expect("answer");
+    }
+    let mut patient = lake.wish(&app, false);
+    (patient.grace, patient.jobs) = (Duration::from_secs(3600), 1);
+    let waiting = tokio::time::timeout(Duration::from_secs(5), lake.run(&app, &patient)).await;
+    assert!(waiting.is_err(), "it did not wait for readers");
+    let manifest = lake.manifest();
+    let named = manifest["partitions"].as_array().expect("partitions").iter().map(|part| &part["files"][0]["path"]);
+    let written = named.map(|path| {
+        let path = lake.folder.path().join("gottcha2").join(path.as_str().expect("path"));
+        DateTime::<Utc>::from(path.metadata().expect("file").modified().expect("time"))
+    });
+    let last = written.max().expect("files");
+    let retired = manifest["retired"].as_array().expect("retired");
+    let since = retired.iter().map(|file| file["at"].as_str().expect("time").parse::<DateTime<Utc>>().expect("time"));
+    assert_eq!(retired.len(), 4);
+    assert!(since.min().expect("files") >= last, "{manifest:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replaced_files_go_after_the_catalogue_has_stopped_naming_them() {
+    let app = TestApp::start().await;
+    let id = store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    store_at(&app, "S2", 5, "2026-01-01T13:00:00Z").await;
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    let path = lake.manifest()["partitions"][0]["files"][0]["path"].as_str().expect("path").to_owned();
+    let (old, script) = (lake.folder.path().join("gottcha2").join(&path), lake.folder.path().join("duckdb.sql"));
+    let stale = std::fs::read(&script).expect("script");
+    app.request("DELETE", &format!("/submissions/{id}")).send().await.expect("answer");
+    let mut patient = lake.wish(&app, false);
+    patient.grace = Duration::from_secs(3600);
+    let waiting = tokio::time::timeout(Duration::from_secs(5), lake.run(&app, &patient)).await;
+    assert!(waiting.is_err() && old.exists(), "it did not wait for readers");
+    // As if it had been killed before the catalogue.
+    std::fs::write(&script, stale).expect("script");
+    let mut hold = app.pool.begin().await.expect("transaction");
+    sqlx::query("LOCK TABLE submissions").execute(&mut *hold).await.expect("hold");
+    let next = lake.update(&app);
+    let look = async {
+        eventually("the replaced file is removed", async || !old.exists()).await;
+        let told = std::fs::read_to_string(&script).expect("script");
+        hold.rollback().await.expect("rollback");
+        told
+    };
+    let (_, told) = tokio::join!(next, look);
+    assert!(!told.contains(&path), "{told}");
+}
+
+#[tokio::test]
 async fn many_small_files_of_a_day_become_one() {
     let app = TestApp::start().await;
     let lake = Lake::daily();
@@ -316,6 +381,50 @@ async fn what_somebody_else_has_written_is_not_touched_without_overwrite() {
 }
 
 #[tokio::test]
+async fn files_of_others_with_the_names_of_the_catalogue_are_not_overwritten() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    for name in ["README.md", "schema.json", "duckdb.sql", "queries.sql"] {
+        let lake = Lake::daily();
+        let theirs = lake.folder.path().join(name);
+        std::fs::write(&theirs, "theirs").expect("file");
+        for overwrite in [false, true] {
+            let refused = lake.run(&app, &lake.wish(&app, overwrite)).await.expect_err("refused");
+            assert!(matches!(&refused, Error::Conflict(reason) if reason.contains(name)), "{refused}");
+        }
+        assert_eq!(files_below(lake.folder.path()), [theirs.to_str().expect("UTF-8")]);
+        // What a catalogue has left behind is known, also where its datasets are gone.
+        std::fs::remove_file(&theirs).expect("remove");
+        lake.update(&app).await;
+        std::fs::remove_dir_all(lake.folder.path().join("gottcha2")).expect("remove");
+        lake.update(&app).await;
+        // Beside a dataset they are the catalogue's.
+        std::fs::write(&theirs, "edited").expect("file");
+        lake.update(&app).await;
+        assert_ne!(std::fs::read_to_string(&theirs).expect("file"), "edited");
+    }
+}
+
+#[tokio::test]
+async fn a_definition_that_lacks_a_column_of_the_dataset_is_refused_without_overwrite() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    // As a service of a newer definition leaves it.
+    let mut manifest = lake.manifest();
+    manifest["columns"].as_array_mut().expect("columns").push(json!({"name": "newer", "kind": "text"}));
+    std::fs::write(lake.folder.path().join("gottcha2/_manifest.json"), manifest.to_string()).expect("manifest");
+    store_at(&app, "S2", 4, "2026-01-02T12:00:00Z").await;
+    let before = lake.bytes();
+    let refused = lake.run(&app, &lake.wish(&app, false)).await.expect_err("refused");
+    assert!(matches!(&refused, Error::Conflict(reason) if reason.contains("`newer`")), "{refused}");
+    assert!(lake.bytes() == before, "a refused run changed something");
+    lake.run(&app, &lake.wish(&app, true)).await.expect("overwritten");
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+}
+
+#[tokio::test]
 async fn values_of_columns_have_folders_whatever_stands_in_them() {
     let app = TestApp::start().await;
     let samples = ["plain", "a/b=c:d%e", "Ünï côdé", "..", "it's", "x.parquet", "#1"];
@@ -358,6 +467,58 @@ async fn a_row_removed_by_hand_is_refused_by_name_and_leaves_nothing_half_writte
     let refused = lake.run(&app, &lake.wish(&app, false)).await.expect_err("refused");
     assert!(matches!(&refused, Error::Conflict(reason) if reason.contains("day=02")), "{refused}");
     assert_eq!(files_below(lake.folder.path()), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_whose_answer_was_lost_names_files_that_are_there() {
+    let s3 = S3::start().await;
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    let lake = Lake { storage: Storage::open(&s3.url("secret")).expect("storage"), ..Lake::daily() };
+    let bucket = s3.folder.path().join("lab/exports");
+    lake.update(&app).await;
+    store_at(&app, "S2", 5, "2026-01-02T12:00:00Z").await;
+    s3.is_silent.store(true, Ordering::Relaxed);
+    lake.run(&app, &lake.wish(&app, false)).await.expect_err("no answer");
+    s3.is_silent.store(false, Ordering::Relaxed);
+    assert_eq!(rows_of(&bucket), stored_rows(&app).await);
+    assert_eq!(lake.update(&app).await.unchanged, 2);
+    assert_eq!(rows_of(&bucket), stored_rows(&app).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_has_lost_its_lock_leaves_the_manifest_of_another() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    let lake = Lake::daily();
+    let manifest = lake.folder.path().join("gottcha2/_manifest.json");
+    // The first run stands still once it has put its empty manifest there.
+    let is_free = Arc::new(AtomicBool::new(false));
+    let (begun, freed) = (manifest.clone(), Arc::clone(&is_free));
+    let held = PgPoolOptions::new().before_acquire(move |_, _| {
+        let (begun, freed) = (begun.clone(), Arc::clone(&freed));
+        Box::pin(async move {
+            while begun.exists() && !freed.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Ok(true)
+        })
+    });
+    let held = held.connect(&app.database_url()).await.expect("pool");
+    let (wish, lease) = (lake.wish(&app, false), Lease::new(Uuid::now_v7(), 1));
+    let place = Place { storage: &lake.storage, folder: "", datasets: app.app.datasets.names() };
+    let first = lake::run(&held, &app.app.config.export, &wish, &place, &lease);
+    let second = async {
+        eventually("the first run has begun", async || manifest.exists()).await;
+        let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE datname = current_database() AND query LIKE '-- lake.lock%'";
+        assert_eq!(app.scalar::<i64>(ended).await, 1);
+        lake.update(&app).await;
+        is_free.store(true, Ordering::Relaxed);
+    };
+    let (first, ()) = tokio::join!(first, second);
+    first.expect_err("it has lost its lock");
+    assert_eq!(lake.rows(), stored_rows(&app).await);
 }
 
 fn export(app: &TestApp, folder: &Path, arguments: &[&str]) -> (i32, String, String) {

@@ -8,6 +8,8 @@ use hyper_util::rt::TokioIo;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::net::TcpStream;
 
 /// A server with one bucket `lab`.
 pub struct S3 {
@@ -18,6 +20,8 @@ pub struct S3 {
     pub is_away: Arc<AtomicBool>,
     /// Connections that were broken off.
     pub refused: Arc<AtomicU32>,
+    /// While set, manifests are stored and nobody hears of it.
+    pub is_silent: Arc<AtomicBool>,
 }
 
 impl S3 {
@@ -31,6 +35,8 @@ impl S3 {
         let address = listener.local_addr().expect("address");
         let (is_away, refused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let (away, count) = (Arc::clone(&is_away), Arc::clone(&refused));
+        let is_silent = Arc::new(AtomicBool::new(false));
+        let silent = Arc::clone(&is_silent);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 if away.load(Ordering::Relaxed) {
@@ -38,9 +44,11 @@ impl S3 {
                     continue;
                 }
                 let (service, away) = (service.clone(), Arc::clone(&away));
+                let (served, inner) = tokio::io::duplex(64 * 1024);
+                tokio::spawn(pass(socket, inner, Arc::clone(&silent)));
                 tokio::spawn(async move {
                     let server = hyper_util::server::conn::auto::Builder::new(hyper_util::rt::TokioExecutor::new());
-                    let connection = server.serve_connection(TokioIo::new(socket), service);
+                    let connection = server.serve_connection(TokioIo::new(served), service);
                     let breaks = async {
                         while !away.load(Ordering::Relaxed) {
                             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -53,7 +61,7 @@ impl S3 {
                 });
             }
         });
-        Self { address, folder, is_away, refused }
+        Self { address, folder, is_away, refused, is_silent }
     }
 
     /// What `export.storage` takes; a secret other than `secret` is refused.
@@ -62,5 +70,31 @@ impl S3 {
             "s3://lab/exports?endpoint=http://{}&region=us-east-1&access_key_id=key&secret_access_key={secret}",
             self.address
         )
+    }
+}
+
+/// Passes bytes on, and breaks off where the answer to a manifest would come back.
+async fn pass(mut socket: TcpStream, mut served: DuplexStream, is_silent: Arc<AtomicBool>) {
+    let (mut of_client, mut of_server) = ([0; 16 * 1024], [0; 16 * 1024]);
+    let mut is_manifest = false;
+    loop {
+        let passed = tokio::select! {
+            Ok(count @ 1..) = socket.read(&mut of_client) => {
+                let text = String::from_utf8_lossy(&of_client[..count]);
+                is_manifest |= text.starts_with("PUT ") && text.contains("/_manifest.json HTTP/1.1");
+                served.write_all(&of_client[..count]).await
+            }
+            Ok(count @ 1..) = served.read(&mut of_server) => {
+                if is_manifest && is_silent.load(Ordering::Relaxed) {
+                    return;
+                }
+                is_manifest = false;
+                socket.write_all(&of_server[..count]).await
+            }
+            else => return,
+        };
+        if passed.is_err() {
+            return;
+        }
     }
 }
