@@ -73,11 +73,13 @@ async fn prepare_and_send(config: crate::Result<Config>, options: Import) -> Res
     let given = [("run_id", options.run_id), ("experiment", options.experiment)];
     let columns = given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     let import = Work { folder: options.folder, layout, columns, datasets };
-    let finds = import.find()?;
+    let (finds, unread) = import.find()?;
     print(&import.plan(&finds));
     if finds.is_empty() {
         let reason = "holds no result where the layout has them; if it is a single run, say --run-id";
-        return Err(Refusal::new(Exit::Data, &import.folder, reason));
+        let mut refusal = Refusal::new(Exit::Data, &import.folder, reason);
+        refusal.lines.extend(unread.into_iter().flat_map(|unread| unread.lines));
+        return Err(refusal);
     }
     let (uploader, mut journal) = if options.dry_run {
         (None, Journal::none())
@@ -87,7 +89,7 @@ async fn prepare_and_send(config: crate::Result<Config>, options: Import) -> Res
         let uploader = Uploader::new(access, options.max_time).map_err(|error| send::configuration(&error))?;
         (Some(uploader), journal)
     };
-    let (exit, report) = import.send(finds, uploader.as_ref(), &mut journal, options.to.concurrency()).await?;
+    let (exit, report) = import.send(finds, unread, uploader.as_ref(), &mut journal, options.to.concurrency()).await?;
     print(&format!("\n{report}"));
     Ok(exit)
 }

@@ -83,10 +83,11 @@ impl Journal {
         if let Err(TryLockError::WouldBlock) = file.try_lock() {
             return Err(refuse("another import writes to it".to_owned()));
         }
-        let mut text = String::new();
-        let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
+        let mut text = Vec::new();
+        let read = file.rewind().and_then(|()| file.read_to_end(&mut text));
         read.map_err(|error| refuse(format!("cannot be read: {error}")))?;
-        // The last line may have been cut off; its file is sent again, which is harmless.
+        // The last line may have been cut off, within a letter too; its file is sent again, which is harmless.
+        let text = String::from_utf8_lossy(&text);
         if !text.is_empty() && !text.ends_with('\n') {
             file.write_all(b"\n").map_err(|error| refuse(format!("cannot be written: {error}")))?;
         }

@@ -8,6 +8,7 @@ pub mod layout;
 pub mod report;
 
 use std::collections::BTreeMap;
+use std::fs::DirEntry;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -38,15 +39,16 @@ pub struct Import {
 }
 
 impl Import {
-    /// The result files in the folder, in the order of their names.
+    /// The result files in the folder, in the order of their names, and what below it cannot be read.
     ///
     /// # Errors
-    /// A folder that cannot be read, a name that is not UTF-8.
-    pub fn find(&self) -> Result<Vec<Find>, Refusal> {
-        let mut files = Vec::new();
-        walk(Path::new(&self.folder), "", &mut files).map_err(|error| Refusal::unreadable(&self.folder, &error))?;
+    /// A folder that cannot be read itself.
+    pub fn find(&self) -> Result<(Vec<Find>, Vec<Refusal>), Refusal> {
+        let (mut files, mut unread) = (Vec::new(), Vec::new());
+        walk(Path::new(&self.folder), "", &mut files, &mut unread)
+            .map_err(|error| Refusal::unreadable(&self.folder, &error))?;
         files.sort();
-        Ok(self.layout.choose(&files))
+        Ok((self.layout.choose(&files), unread))
     }
 
     /// What is about to be done, in words: the layout, and what it finds of which run.
@@ -68,13 +70,14 @@ impl Import {
         text
     }
 
-    /// Sends what was found to `uploader`, or only checks it, and tells how it ended.
+    /// Sends what was found to `uploader`, or only checks it, and tells how it ended, also for what is `unread`.
     ///
     /// # Errors
     /// A journal that cannot be written: then nothing more is sent.
     pub async fn send(
         &self,
         finds: Vec<Find>,
+        mut unread: Vec<Refusal>,
         uploader: Option<&Uploader>,
         journal: &mut Journal,
         concurrency: usize,
@@ -85,7 +88,13 @@ impl Import {
         for find in finds {
             let file = Path::new(&self.folder).join(&find.file).display().to_string();
             let columns = self.columns_of(&find).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-            let entry = Entry::of(&file, &find.dataset, columns).map_err(|error| Refusal::unreadable(&file, &error))?;
+            let entry = match Entry::of(&file, &find.dataset, columns) {
+                Ok(entry) => entry,
+                Err(error) => {
+                    unread.push(Refusal::unreadable(&file, &error));
+                    continue;
+                }
+            };
             if journal.has(&entry) {
                 report.in_journal += 1;
                 continue;
@@ -102,6 +111,10 @@ impl Import {
         }
         let progress = Arc::new(Progress::new(parcels.len()));
         let mut worst = Exit::Stored;
+        for result in unread.into_iter().map(Err) {
+            worst = worst.max(send::tell(&result, &progress));
+            report.add(&result);
+        }
         let mut results = Box::pin(send::each(parcels, uploader, concurrency, &progress));
         while let Some((parcel, result)) = results.next().await {
             worst = worst.max(send::tell(&result, &progress));
@@ -123,22 +136,31 @@ impl Import {
     }
 }
 
-/// Adds the files below `folder`, each by its path below it. Links to folders are not followed, hidden ones not opened.
-fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>) -> io::Result<()> {
+/// Adds the files below `folder`, each by its path below it, and what below it cannot be read. Links to folders are not
+/// followed, hidden ones not opened.
+fn walk(folder: &Path, prefix: &str, files: &mut Vec<String>, unread: &mut Vec<Refusal>) -> io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
-        let name = entry.file_name().into_string().map_err(|name| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{} is not UTF-8", name.to_string_lossy()))
-        })?;
-        if name.starts_with('.') {
-            continue;
+        if let Err(error) = add(&entry, prefix, files, unread) {
+            unread.push(Refusal::unreadable(&entry.path().display().to_string(), &error));
         }
-        let path = format!("{prefix}{name}");
-        if entry.file_type()?.is_dir() {
-            walk(&entry.path(), &format!("{path}/"), files)?;
-        } else if entry.path().is_file() {
-            files.push(path);
-        }
+    }
+    Ok(())
+}
+
+fn add(entry: &DirEntry, prefix: &str, files: &mut Vec<String>, unread: &mut Vec<Refusal>) -> io::Result<()> {
+    let name = entry.file_name();
+    if name.as_encoded_bytes().starts_with(b".") {
+        return Ok(());
+    }
+    let name = name.to_str().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its name is not UTF-8"))?;
+    let path = format!("{prefix}{name}");
+    if entry.file_type()?.is_dir() {
+        return walk(&entry.path(), &format!("{path}/"), files, unread);
+    }
+    // Where a link leads nowhere, opening it will say so.
+    if entry.path().metadata().map_or(true, |target| target.is_file()) {
+        files.push(path);
     }
     Ok(())
 }

@@ -134,9 +134,11 @@ async fn an_import_that_is_killed_goes_on_where_it_was() {
     first.wait().await.expect("end");
     let known = lines();
     assert!(known < FILES, "it was too quick");
-    // The last line was being written.
-    let text = std::fs::read_to_string(&journal).expect("journal");
-    std::fs::write(&journal, &text[..text.len() - 20]).expect("journal");
+    // The last line was being written, and was at a letter of two bytes.
+    let mut text = std::fs::read(&journal).expect("journal");
+    text.truncate(text.len() - 20);
+    text.push("ü".as_bytes()[0]);
+    std::fs::write(&journal, text).expect("journal");
 
     let said = run(&root, &proxy.url, 0, &[]).await;
     assert_eq!(counts(&said, "in the journal"), [known as u64 - 1], "{said}");
@@ -144,4 +146,21 @@ async fn an_import_that_is_killed_goes_on_where_it_was() {
     assert_eq!(app.count("gottcha2_full").await, 8 * FILES as i64);
     let said = run(&root, &proxy.url, 0, &[]).await;
     assert_eq!(counts(&said, "in the journal"), [FILES as u64], "{said}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_named_and_the_rest_is_sent() {
+    let root = runs();
+    let profiles = root.path().join("runs/r1").join(PROFILES);
+    std::os::unix::fs::symlink("/nowhere/gone.full.tsv", profiles.join("gone.full.tsv")).expect("link");
+    std::os::unix::fs::symlink(profiles.join("A.full.tsv"), profiles.join("linked.full.tsv")).expect("link");
+    let odd = std::os::unix::ffi::OsStrExt::from_bytes(b"r3\xff");
+    std::fs::create_dir(root.path().join("runs").join::<&std::ffi::OsStr>(odd)).expect("folder");
+    let said = run(&root, "", 65, &["--dry-run"]).await;
+    assert_eq!((counts(&said, "good, not sent")[0], counts(&said, "refused")), (7, vec![3]), "{said}");
+    assert!(
+        said.contains(&format!("refused: runs/r1/{PROFILES}/gone.full.tsv: cannot be read: No such file")),
+        "{said}"
+    );
+    assert!(said.contains("refused: runs/r3\u{fffd}: cannot be read: its name is not UTF-8"), "{said}");
 }
