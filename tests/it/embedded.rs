@@ -42,7 +42,10 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        if let Some(pid) = postmaster_pid(&self.path().join("postgres")) {
+        // The number may be one of another container.
+        let dir = self.path().join("postgres");
+        let is_ours = |pid: &u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
+        if let Some(pid) = postmaster_pid(&dir).filter(is_ours) {
             send(pid, Signal::SIGQUIT);
             wait_for("the server's end", || !runs(pid));
         }
@@ -61,7 +64,11 @@ struct Holder {
 impl Holder {
     /// Runs the ignored test `name` of this binary as a process of its own.
     fn start(name: &str, dir: &Path) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        Self::spawn(Command::new(std::env::current_exe().unwrap()), name, dir)
+    }
+
+    fn spawn(mut program: Command, name: &str, dir: &Path) -> Self {
+        let mut process = program
             .args([name, "--ignored", "--nocapture"])
             .env("NVD_TEST_DIR", dir)
             .stdin(Stdio::piped())
@@ -303,6 +310,28 @@ async fn a_process_that_took_over_the_number_of_a_dead_server_is_not_mistaken_fo
     alive.kill().unwrap();
     alive.wait().unwrap();
     unwaited.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_of_another_container_is_named_and_left_alone() {
+    // As containers have them: process ids and shared memory of their own.
+    let contain = ["--pid", "--fork", "--kill-child", "--mount-proc", "--ipc"];
+    if !Command::new("unshare").args(contain).arg("true").status().is_ok_and(|status| status.success()) {
+        return eprintln!("not tested: containers need root's rights");
+    }
+    let site = Site::new();
+    let mut program = Command::new("unshare");
+    program.args(contain).arg(std::env::current_exe().unwrap());
+    let elsewhere = Holder::spawn(program, "hold_a_cluster", site.path());
+    let log = || fs::read_to_string(site.path().join("postgres/server.log")).unwrap();
+    let before = log();
+    let message = refusal(site.options()).await.to_string();
+    assert!(message.contains("another container"), "{message}");
+    assert_eq!(log(), before);
+    elsewhere.kill();
+    let cluster = site.start().await;
+    assert_eq!(value(&cluster, "SELECT 'well'").await, "well");
+    cluster.stop().await.unwrap();
 }
 
 /// A process of the user that runs PostgreSQL, which takes only such for servers.

@@ -110,6 +110,18 @@ pub enum EmbeddedError {
         user: u32,
     },
 
+    /// A server runs on the database directory that this process cannot see.
+    #[error(
+        "the database in {} is in use by a PostgreSQL server that cannot be reached from here, as that of a service in \
+         another container: end that service first, choose another data directory, or set DATABASE_URL to a PostgreSQL \
+         server that both can reach",
+        .dir.display()
+    )]
+    Elsewhere {
+        /// The database directory.
+        dir: PathBuf,
+    },
+
     /// The database directory holds something else.
     #[error(
         "{} is not empty and holds no PostgreSQL database: move its files away, or choose \

@@ -3,7 +3,7 @@
 //! Who may do so when is the business of `cluster`: the functions here expect that no
 //! other process calls them for the same directory at the same time.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, SeekFrom};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,9 @@ const ANSWER_PAUSE: Duration = Duration::from_millis(50);
 /// Failures that pass: another program took the port, or the last processes of a killed server
 /// have not ended yet.
 const PASSING: [&str; 3] = ["Address already in use", "is still in use", "lock file \"postmaster.pid\" already exists"];
+
+/// How long the last processes of a killed server may take to end.
+const ENDING_LIMIT: Duration = Duration::from_secs(10);
 
 /// A log that is longer than this, in bytes, is put aside at the next start.
 const LONG_LOG: u64 = 16 << 20;
@@ -117,14 +120,14 @@ impl Server {
     }
 
     fn start_once(&self) -> Result<Postmaster> {
-        let log = self.dir.join("server.log");
-        put_aside(&log)?;
-        let known = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let log = self.log()?;
+        let known = log.metadata().map_or(0, |metadata| metadata.len());
         self.configure(self.choose_port()?)?;
         Postmaster::forget_mistaken(&self.dir).map_err(EmbeddedError::io("remove postmaster.pid in", &self.dir))?;
-        let mut pg_ctl = self.pg_ctl(&["start", "-w", "-t", START_LIMIT, "-l"]);
-        pg_ctl.arg(&log);
-        let news = || read_from(&log, known).unwrap_or_default();
+        let mut pg_ctl = self.pg_ctl(&["start", "--silent", "-w", "-t", START_LIMIT]);
+        let copy = log.try_clone().map_err(EmbeddedError::io("open", &self.log_file()))?;
+        pg_ctl.stdout(copy).stderr(log);
+        let news = || read_from(&self.log_file(), known).unwrap_or_default();
         self.run("pg_ctl start", pg_ctl, news)?;
         let postmaster = Postmaster::running(&self.dir).ok_or_else(|| EmbeddedError::Program {
             program: "postgres",
@@ -133,6 +136,31 @@ impl Server {
         })?;
         tracing::info!(dir = %self.dir.display(), pid = postmaster.pid, port = postmaster.port, "PostgreSQL started");
         Ok(postmaster)
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("server.log")
+    }
+
+    /// The log, locked for those who write to it: the processes of the server to be, as long as they live. So a server
+    /// is known to run also where its process is not to be seen, as in another container, whose PostgreSQL would not
+    /// see it either.
+    fn log(&self) -> Result<File> {
+        let (file, since) = (self.log_file(), Instant::now());
+        let log = File::options().append(true).create(true).open(&file).map_err(EmbeddedError::io("open", &file))?;
+        self.account.own(&file)?;
+        while let Err(error) = log.try_lock() {
+            match error {
+                TryLockError::WouldBlock if since.elapsed() < ENDING_LIMIT => sleep(ANSWER_PAUSE),
+                TryLockError::WouldBlock => return Err(EmbeddedError::Elsewhere { dir: self.dir.clone() }),
+                TryLockError::Error(error) => return Err(EmbeddedError::io("lock", &file)(error)),
+            }
+        }
+        if log.metadata().is_ok_and(|metadata| metadata.len() > LONG_LOG) {
+            fs::rename(&file, file.with_extension("log.1")).map_err(EmbeddedError::io("put aside", &file))?;
+            return self.log();
+        }
+        Ok(log)
     }
 
     fn configure(&self, port: u16) -> Result<()> {
@@ -161,13 +189,6 @@ impl Server {
 
 fn passes(error: &EmbeddedError) -> bool {
     matches!(error, EmbeddedError::Program { output, .. } if PASSING.iter().any(|reason| output.contains(reason)))
-}
-
-fn put_aside(log: &Path) -> Result<()> {
-    if fs::metadata(log).is_ok_and(|metadata| metadata.len() > LONG_LOG) {
-        fs::rename(log, log.with_extension("log.1")).map_err(EmbeddedError::io("put aside", log))?;
-    }
-    Ok(())
 }
 
 fn read_from(file: &Path, start: u64) -> std::io::Result<String> {
