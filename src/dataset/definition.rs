@@ -11,6 +11,24 @@ use super::labkey::ListMap;
 /// Columns that the service adds to every dataset table.
 pub const SERVICE_COLUMNS: [&str; 4] = ["submission_id", "ordinal", "extra", "created_at"];
 
+/// Columns that PostgreSQL adds to every table.
+/// Source: <https://www.postgresql.org/docs/current/ddl-system-columns.html>.
+const SYSTEM_COLUMNS: [&str; 6] = ["ctid", "cmax", "cmin", "tableoid", "xmax", "xmin"];
+
+/// Tables of the service itself, which no dataset may take. Those for LabKey have names that begin with `labkey_`.
+const OWN_TABLES: [&str; 10] = [
+    "export_files",
+    "export_jobs",
+    "exports",
+    "extract_artifacts",
+    "extract_runs",
+    "extracts",
+    "jobs",
+    "keys",
+    "schedules",
+    "submissions",
+];
+
 /// Query parameters of the ingest routes, which no column may be named after.
 pub const RESERVED_PARAMETERS: [&str; 2] = ["format", "on_conflict"];
 
@@ -185,15 +203,18 @@ impl Dataset {
         let written: File = toml::from_str(text).map_err(|error| vec![Mistake::new(file, error.to_string().trim())])?;
         let mut check = Check { file, mistakes: Vec::new() };
         check.identifier("name", &written.name);
-        check.identifier("table", &written.table);
-        check.that(!written.table.ends_with("_labkey"), || "table: names that end with _labkey are views".to_owned());
+        check.table(&written.table);
         for (what, text) in [("title", &written.title), ("description", &written.description)] {
             check.that(!text.trim().is_empty(), || format!("{what} is empty"));
         }
         check.that(!written.columns.is_empty(), || "has no columns".to_owned());
         let columns: Vec<Column> = written.columns.into_iter().map(|column| check.column(column)).collect();
         let lookup = check.lookup(&columns);
-        check.references(&lookup, &written.indexes, &written.unique);
+        check.indexes(&columns, &written.indexes);
+        for name in &written.unique {
+            let is_known = columns.iter().any(|column| column.name == *name);
+            check.that(is_known, || format!("unique names the unknown column `{name}`"));
+        }
         let headerless = check.headerless(&lookup, &written.headerless);
         if !check.mistakes.is_empty() {
             return Err(check.mistakes);
@@ -279,9 +300,19 @@ impl Check<'_> {
         });
     }
 
+    fn table(&mut self, name: &str) {
+        self.identifier("table", name);
+        self.that(!name.ends_with("_labkey"), || "table: names that end with _labkey are views".to_owned());
+        let is_taken = OWN_TABLES.contains(&name) || name.starts_with("labkey_") || name.starts_with("pg_");
+        self.that(!is_taken, || format!("table `{name}` is one of the service's or of PostgreSQL's own"));
+    }
+
     fn column(&mut self, written: FileColumn) -> Column {
         let name = written.name;
         self.identifier("column", &name);
+        self.that(!SYSTEM_COLUMNS.contains(&name.as_str()), || {
+            format!("column `{name}` is one that PostgreSQL adds to every table")
+        });
         self.that(!SERVICE_COLUMNS.contains(&name.as_str()), || {
             format!("column `{name}` is added by the service itself")
         });
@@ -359,16 +390,18 @@ impl Check<'_> {
         lookup
     }
 
-    fn references(&mut self, lookup: &HashMap<String, usize>, indexes: &[Index], unique: &[String]) {
-        let known = |name: &String| lookup.contains_key(name) || SERVICE_COLUMNS.contains(&name.as_str());
+    fn indexes(&mut self, columns: &[Column], indexes: &[Index]) {
         for index in indexes {
             self.that(!index.columns.is_empty(), || "an index has no columns".to_owned());
-            for name in index.columns.iter().filter(|name| !known(name)) {
-                self.that(false, || format!("an index names the unknown column `{name}`"));
+            for name in &index.columns {
+                let kind = match name.as_str() {
+                    "created_at" => Some(Kind::Timestamp),
+                    name => columns.iter().find(|column| column.name == name).map(|column| column.kind),
+                };
+                self.that(kind.is_some(), || format!("an index names the unknown column `{name}`"));
+                let fits = kind.is_none_or(|kind| !matches!(kind, Kind::Bool | Kind::Json));
+                self.that(fits, || format!("an index names column `{name}`, whose kind has no index of ranges"));
             }
-        }
-        for name in unique.iter().filter(|name| !lookup.contains_key(*name)) {
-            self.that(false, || format!("unique names the unknown column `{name}`"));
         }
     }
 
@@ -436,9 +469,13 @@ mod tests {
             aliases = ["A"]
             example = 3
             description = ""
+            [[columns]]
+            name = "xmin"
+            kind = "bool"
+            description = "y"
             [[indexes]]
             method = "bloom"
-            columns = ["missing"]
+            columns = ["missing", "xmin"]
         "#;
         let mistakes = Dataset::parse("bad.toml", text).expect_err("must be refused");
         let all = mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");

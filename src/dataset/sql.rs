@@ -54,11 +54,17 @@ pub fn indexes(dataset: &Dataset) -> Vec<String> {
         let columns = quoted_list(dataset.unique.iter().map(String::as_str));
         format!(
             "CREATE UNIQUE INDEX IF NOT EXISTS {} ON {} ({columns})",
-            quoted(&format!("{}_unique", dataset.table)),
+            quoted(&unique_index(dataset)),
             quoted(&dataset.table)
         )
     });
     unique.into_iter().chain(create_brin(dataset)).collect()
+}
+
+/// The index that keeps the keys of a dataset apart.
+#[must_use]
+pub fn unique_index(dataset: &Dataset) -> String {
+    format!("{}_unique", dataset.table)
 }
 
 fn create_table(dataset: &Dataset) -> String {
@@ -147,8 +153,9 @@ fn bloom_operators(dataset: &Dataset, column: &str) -> &'static str {
     match kind {
         Some(Kind::Int) => "int8_bloom_ops",
         Some(Kind::Float) => "float8_bloom_ops",
-        Some(Kind::Timestamp) => "timestamptz_bloom_ops",
-        _ => "text_bloom_ops",
+        Some(Kind::Text) => "text_bloom_ops",
+        // `created_at`, and columns of that kind: definitions let no others pass.
+        _ => "timestamptz_bloom_ops",
     }
 }
 

@@ -232,8 +232,9 @@ pub async fn delete(connection: &mut PgConnection, dataset: &Dataset, id: i64) -
     Ok(true)
 }
 
-/// The temporary table that rows with a unique key are copied into first.
-pub const INCOMING: &str = "incoming";
+/// The temporary table that rows with a unique key are copied into first. It hides any table of its name, which no
+/// dataset can have: names of tables begin with a letter.
+pub const INCOMING: &str = "_incoming";
 
 /// Makes [`INCOMING`] in the shape of the dataset's table, until the transaction ends.
 ///

@@ -33,11 +33,13 @@ pub async fn ensure(pool: &PgPool, datasets: &Datasets) -> Result<()> {
 pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<Vec<String>> {
     let tables = existing_tables(connection).await?;
     let indexes = existing_indexes(connection).await?;
+    let keys = existing_keys(connection).await?;
     let views = existing_views(connection).await?;
     let mut statements = Vec::new();
     let mut mistakes = Vec::new();
     for dataset in datasets.iter() {
-        match plan_table(dataset, &tables, &indexes, &views) {
+        let planned = check_key(dataset, &keys).and_then(|()| plan_table(dataset, &tables, &indexes, &views));
+        match planned {
             Ok(found) => statements.extend(found),
             Err(conflicts) => mistakes.extend(conflicts.into_iter().map(|reason| Mistake::new(&dataset.name, reason))),
         }
@@ -61,6 +63,22 @@ fn plan_table(
         statements.push(sql::labkey_view(dataset));
     }
     Ok(statements)
+}
+
+/// Refuses another unique key than the table has: rows would be passed over as stored that are not.
+fn check_key(dataset: &Dataset, keys: &HashMap<String, Vec<String>>) -> Result<(), Vec<String>> {
+    let index = sql::unique_index(dataset);
+    match keys.get(&index) {
+        Some(found) if *found != dataset.unique => Err(vec![format!(
+            "table {} keeps rows unique by ({}), but dataset {} declares unique = [{}]: declare what it was, or drop the \
+             index {index} first",
+            dataset.table,
+            found.join(", "),
+            dataset.name,
+            dataset.unique.join(", ")
+        )]),
+        _ => Ok(()),
+    }
 }
 
 async fn existing_tables(connection: &mut PgConnection) -> Result<HashMap<String, ExistingTable>> {
@@ -99,4 +117,17 @@ async fn existing_indexes(connection: &mut PgConnection) -> Result<Vec<String>> 
     )
     .fetch_all(connection)
     .await?)
+}
+
+/// The columns of each unique index, in its order.
+async fn existing_keys(connection: &mut PgConnection) -> Result<HashMap<String, Vec<String>>> {
+    let keys: Vec<(String, Vec<String>)> = sqlx::query_as(
+        "-- tables.keys
+        SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum)
+        FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_attribute a ON a.attrelid = c.oid
+        WHERE i.indisunique AND c.relnamespace = current_schema()::regnamespace GROUP BY 1",
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(keys.into_iter().collect())
 }

@@ -68,6 +68,46 @@ async fn a_table_grows_by_new_columns_and_refuses_other_types() {
 }
 
 #[tokio::test]
+async fn another_unique_key_than_the_table_keeps_is_refused() {
+    let (_, url) = create_database().await;
+    let prepare = async |definition: &str| {
+        let folder = folder(definition);
+        let overrides = [("datasets.dir".to_owned(), folder.path().display().to_string())];
+        App::new(Config::load(None, [], &overrides).expect("configuration"), &url).expect("app").prepare().await
+    };
+    let unique = |columns: &str| DEFINITION.replace("title =", &format!("unique = [{columns}]\ntitle ="));
+    prepare(&unique("\"sample_id\"")).await.expect("first");
+    for other in [unique("\"sample_id\", \"percent\""), DEFINITION.to_owned()] {
+        let error = prepare(&other).await.expect_err("refused").to_string();
+        assert!(error.contains("kraken_report keeps rows unique by (sample_id)"), "{error}");
+    }
+    prepare(&unique("\"sample_id\"")).await.expect("as it was");
+}
+
+#[tokio::test]
+async fn a_table_called_like_a_temporary_one_keeps_its_rows() {
+    let definition =
+        DEFINITION.replace("kraken_report", "incoming").replace("title =", "unique = [\"sample_id\"]\ntitle =");
+    let folder = folder(&definition);
+    let app = TestApp::with(&[("datasets.dir", folder.path().to_str().expect("path"))]).await;
+    let receipt = app.store("/ingest/kraken", "sample_id\tpercent\nA\t12.5\nB\t\n").await;
+    assert_eq!(receipt["rows"], 2);
+    assert_eq!(app.count("incoming").await, 2);
+}
+
+#[tokio::test]
+async fn tables_of_the_service_are_taken_by_no_dataset() {
+    let app = TestApp::start().await;
+    let tables = "SELECT string_agg(tablename, ' ') FROM pg_tables WHERE schemaname = current_schema()";
+    let tables = app.scalar::<String>(tables).await;
+    for table in tables.split(' ').filter(|table| app.app.datasets.iter().all(|dataset| dataset.table != *table)) {
+        let folder = folder(&DEFINITION.replace("kraken_report", table));
+        let mistakes = Datasets::load(Some(folder.path())).expect_err(table);
+        assert!(mistakes[0].to_string().contains(&format!("table `{table}`")), "{mistakes:?}");
+    }
+}
+
+#[tokio::test]
 async fn two_replicas_may_start_at_once() {
     let folder = folder(DEFINITION);
     let (_, url) = create_database().await;
