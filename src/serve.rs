@@ -11,7 +11,7 @@ use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::App;
 use crate::config::{Config, Secret};
@@ -80,6 +80,7 @@ pub struct Service {
     clock: Clock,
     database: Database,
     deadline: Duration,
+    signals: [Signal; 2],
 }
 
 impl Service {
@@ -90,10 +91,12 @@ impl Service {
     /// A configuration that must not be served, an address in use, an unusable certificate, a database that cannot be
     /// brought up to date, a storage of exports that cannot be used.
     pub async fn start(mut config: Config) -> Result<Self> {
+        // From here on they end the service in order: an embedded database that is being started must be stopped too.
+        let signals = [listen_to(SignalKind::terminate())?, listen_to(SignalKind::interrupt())?];
         let address = resolve(&config)?;
         ensure_token(&mut config, address)?;
         let tls = tls(&config).await?;
-        let listener = listen(address)?;
+        let listener = listen(address, config.ingest.idle_timeout)?;
         let address = listener.local_addr().map_err(|error| Error::Environment(error.to_string()))?;
         tokio::spawn(tidy(telemetry::metrics()?));
         let database = Database::open(&config).await?;
@@ -110,17 +113,15 @@ impl Service {
         let serving = spawn_server(listener, tls, handle.clone(), router)?;
         let url = format!("{scheme}://{address}");
         tracing::info!(url, version = env!("CARGO_PKG_VERSION"), "serving");
-        Ok(Self { address, url, handle, serving, app, workers, clock, database, deadline })
+        Ok(Self { address, url, handle, serving, app, workers, clock, database, deadline, signals })
     }
 
-    /// Serves until SIGTERM or Ctrl-C, then [`Service::stop`]s.
+    /// Serves until SIGTERM or Ctrl-C, also one that came while it started, then [`Service::stop`]s.
     ///
     /// # Errors
-    /// When signals cannot be listened to, or the end is not orderly.
-    pub async fn run(self) -> Result<()> {
-        let environment = |error: std::io::Error| Error::Environment(format!("cannot listen to signals: {error}"));
-        let mut terminate = signal(SignalKind::terminate()).map_err(environment)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(environment)?;
+    /// When the end is not orderly.
+    pub async fn run(mut self) -> Result<()> {
+        let [terminate, interrupt] = &mut self.signals;
         tokio::select! {
             _ = terminate.recv() => {},
             _ = interrupt.recv() => {},
@@ -147,6 +148,10 @@ impl Service {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+fn listen_to(kind: SignalKind) -> Result<Signal> {
+    signal(kind).map_err(|error| Error::Environment(format!("cannot listen to signals: {error}")))
 }
 
 /// Empties the buffers of measured durations again and again.
@@ -191,12 +196,26 @@ fn resolve(config: &Config) -> Result<SocketAddr> {
     found.next().ok_or_else(|| Error::Environment(format!("server.host `{listen}` has no address")))
 }
 
-fn listen(address: SocketAddr) -> Result<TcpListener> {
+fn listen(address: SocketAddr, idle: Duration) -> Result<TcpListener> {
     let fault =
         |error| Error::Environment(format!("cannot listen on {address}: {error}; choose another with --listen"));
     let listener = TcpListener::bind(address).map_err(fault)?;
     listener.set_nonblocking(true).map_err(fault)?;
+    limit_silence(&listener, idle).map_err(fault)?;
     Ok(listener)
+}
+
+/// Lets go of clients that take nothing of an answer for so long, or are away: each holds a connection, and the file that it
+/// is sent. Connections have this of their listener.
+#[cfg(target_os = "linux")]
+fn limit_silence(listener: &TcpListener, idle: Duration) -> std::io::Result<()> {
+    socket2::SockRef::from(listener).set_tcp_user_timeout(Some(idle))
+}
+
+/// Only Linux can.
+#[cfg(not(target_os = "linux"))]
+fn limit_silence(_: &TcpListener, _: Duration) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// A service that only this machine can reach makes itself a token; any other must be given one.

@@ -141,6 +141,9 @@ impl Scope {
     }
 }
 
+/// What a token is configured as that somebody hashed before it was set.
+const SHA256_OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
 /// Limits for each token.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -256,6 +259,8 @@ impl Config {
         for token in &self.auth.tokens {
             let hex = token.sha256.len() == 64 && token.sha256.bytes().all(|digit| digit.is_ascii_hexdigit());
             check(hex, "auth.tokens", &format!("sha256 of `{}` must be 64 hexadecimal digits", token.name));
+            let empty = token.sha256.eq_ignore_ascii_case(SHA256_OF_NOTHING);
+            check(!empty, "auth.tokens", &format!("sha256 of `{}` is that of an empty token", token.name));
             check(!token.scopes.is_empty(), "auth.tokens", &format!("`{}` has no scopes", token.name));
         }
         mistakes

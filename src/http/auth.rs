@@ -103,7 +103,8 @@ pub async fn authorize(http: &Http, headers: &HeaderMap, scope: Scope) -> Result
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
         .filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim());
+        .map(|(_, token)| token.trim())
+        .filter(|token| !token.is_empty());
     let token = presented.and_then(|token| http.tokens.find(token)).ok_or(Error::Unauthorized)?;
     if !token.scopes.contains(&scope) {
         return Err(Error::Forbidden(scope.as_str()));

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use nvd_support_car::config::Config;
 use nvd_support_car::http::auth;
 use reqwest::Client;
 
@@ -79,4 +80,14 @@ async fn a_full_upload_queue_is_refused_with_a_time_to_come_back() {
     }
     assert!((1..=6).contains(&refused), "{refused}");
     assert_eq!(app.count("submissions").await, 1);
+}
+
+#[test]
+fn the_sha256_of_nothing_is_no_token() {
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("file");
+    let token = "[[auth.tokens]]\nname = \"a\"\nscopes = [\"read\"]\nsha256 = ";
+    let nothing = data_encoding::HEXLOWER.encode(&auth::hash(""));
+    std::fs::write(file.path(), format!("{token}\"{nothing}\"\n")).expect("write");
+    let error = Config::load(Some(file.path()), [], &[]).expect_err("refused").to_string();
+    assert!(error.contains("empty token"), "{error}");
 }

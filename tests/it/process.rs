@@ -172,6 +172,61 @@ async fn a_service_whose_database_is_still_away_starts_and_is_ready_once_it_is_t
 }
 
 #[test]
+fn an_end_that_is_asked_for_during_the_start_leaves_no_postgresql_running() {
+    let folder = folder();
+    let serve = |folder: &Path| {
+        let mut command = binary(folder);
+        command.args(["serve", "--listen", "127.0.0.1:0"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    Served::start(binary(folder.path()).args(["serve", "--listen", "127.0.0.1:0"])).stop();
+    for milliseconds in [150, 400] {
+        let mut child = serve(folder.path()).spawn().expect("start");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
+        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).expect("signal");
+        child.wait().expect("wait");
+        assert!(!folder.path().join("postgres/postmaster.pid").exists(), "PostgreSQL was left running");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_an_answer_is_let_go() {
+    let folder = folder();
+    let (_, database_url) = create_database().await;
+    let service = Served::start(
+        binary(folder.path())
+            .args(["serve", "--listen", "127.0.0.1:0", "--set", "ingest.idle_timeout=2s"])
+            .env("DATABASE_URL", &database_url)
+            .env("BEARER_TOKEN", "t"),
+    );
+    send(&service.url, "t", &format!("{RECORD}\n").repeat(100_000)).await.expect("receipt");
+    let client = reqwest::Client::builder().no_proxy().build().expect("client");
+    let ask = async |method: reqwest::Method, path: &str, body: Value| {
+        let request = client.request(method, format!("{}{path}", service.url)).bearer_auth("t").json(&body);
+        request.send().await.expect("answer").json::<Value>().await.expect("JSON")
+    };
+    let wish = serde_json::json!({"table": "gottcha2", "format": "jsonl", "compression": "none"});
+    let job = ask(reqwest::Method::POST, "/exports/trigger", wish).await;
+    let export = format!("/exports/{}", job["export_id"].as_str().expect("export"));
+    let mut url = String::new();
+    eventually("it is written", async || {
+        let found = ask(reqwest::Method::GET, &export, Value::Null).await;
+        url = found["download_url"].as_str().unwrap_or_default().to_owned();
+        !url.is_empty()
+    })
+    .await;
+    let mut answer = client.get(&url).send().await.expect("answer");
+    let whole = answer.content_length().expect("length");
+    std::thread::sleep(Duration::from_secs(8));
+    let mut taken = 0;
+    while let Ok(Some(part)) = answer.chunk().await {
+        taken += part.len() as u64;
+    }
+    assert!(taken < whole, "all {whole} bytes came");
+}
+
+#[test]
 fn a_service_that_others_can_reach_needs_a_token() {
     let folder = folder();
     for command in ["serve", "demo"] {
