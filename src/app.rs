@@ -45,6 +45,8 @@ pub struct IngestBounds {
     pub concurrency: usize,
     /// Uploads that wait or run.
     pub queue: Arc<Semaphore>,
+    /// Uploads that hold a connection while the rest of their body is still to come.
+    pub arriving: Arc<Semaphore>,
 }
 
 impl IngestBounds {
@@ -73,6 +75,7 @@ impl App {
             places: Arc::new(Semaphore::new(places)),
             concurrency: places,
             queue: Arc::new(Semaphore::new(config.ingest.queue)),
+            arriving: Arc::new(Semaphore::new((config.database.max_connections as usize / 4 * 3).max(1))),
         };
         let storage = Storage::open(&config.export_storage())?;
         let labkey = Labkey::open(&config.labkey, &datasets)?;

@@ -81,12 +81,15 @@ fn parse_int(text: &str) -> Result<i64, String> {
     match text.parse() {
         Ok(value) => Ok(value),
         Err(error) if is_overflow(&error) => Err(INT_OVERFLOW.to_owned()),
-        Err(_) => parse_float(text).and_then(whole).map_err(|_| Kind::Int.expected().to_owned()),
+        Err(_) => parse_float(text).map_err(|_| Kind::Int.expected().to_owned()).and_then(whole),
     }
 }
 
 /// What is said of an integer that does not fit.
 pub const INT_OVERFLOW: &str = "is outside the range of 64-bit integers";
+
+/// What is said of a float that stands for more than one integer.
+const INT_AS_FLOAT: &str = "is a whole number too large for a fraction or an exponent: write its digits only";
 
 fn is_overflow(error: &std::num::ParseIntError) -> bool {
     use std::num::IntErrorKind::{NegOverflow, PosOverflow};
@@ -96,14 +99,19 @@ fn is_overflow(error: &std::num::ParseIntError) -> bool {
 /// The integer that a float stands for, when it stands for exactly one.
 ///
 /// # Errors
-/// With a fraction, or beyond 2^53 where a float no longer tells neighbours apart.
+/// With a fraction, or from 2^53 on where a float no longer tells neighbours apart.
 pub fn whole(value: f64) -> Result<i64, String> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
-    if value.fract() == 0.0 && value.abs() <= EXACT {
+    const LARGEST: f64 = 9_223_372_036_854_775_808.0;
+    if value.fract() == 0.0 && value.abs() < EXACT {
         #[expect(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
         return Ok(value as i64);
     }
-    let reason = if value.fract() == 0.0 { INT_OVERFLOW } else { Kind::Int.expected() };
+    let reason = match value.fract() == 0.0 {
+        true if value.abs() < LARGEST => INT_AS_FLOAT,
+        true => INT_OVERFLOW,
+        false => Kind::Int.expected(),
+    };
     Err(reason.to_owned())
 }
 

@@ -1,18 +1,22 @@
-//! Reads what is left of a refused body, so that the client gets to read the refusal.
+//! Bodies of requests: given up when nothing arrives any more, and read to their end when they are refused, so that the
+//! client gets to read the refusal.
 //!
 //! A server that answers early and closes the connection while the client is still sending makes the client's system
 //! throw the answer away (TCP reset); the client then reports a broken pipe instead of the reason.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body_util::BodyExt;
+use tokio::time::Sleep;
+
+use crate::error::Error;
 
 /// Bytes that are read and thrown away at most.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -20,10 +24,12 @@ const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// How long this may take at most.
 const MAX_TIME: Duration = Duration::from_secs(15);
 
-/// Passes a request on, and reads the rest of its body when it was refused before its end.
-pub async fn leftover(request: Request, next: Next) -> Response {
+/// Passes a request on, whose body fails once nothing has arrived for `idle`. Reads the rest of the body when it was refused
+/// before its end.
+pub async fn leftover(State(idle): State<Duration>, request: Request, next: Next) -> Response {
     let slot = Slot::default();
-    let request = request.map(|body| Body::new(Lent { body: Some(body), slot: slot.clone() }));
+    let lent = |body| Body::new(Lent { body: Some(body), slot: slot.clone(), idle, silence: None });
+    let request = request.map(lent);
     let response = next.run(request).await;
     let rest = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
     let is_refused = response.status().is_client_error() || response.status().is_server_error();
@@ -47,10 +53,13 @@ async fn read(mut body: Body) {
 /// Where a body goes when its reader is done with it.
 type Slot = Arc<Mutex<Option<Body>>>;
 
-/// A body that comes back when it is dropped.
+/// A body that comes back when it is dropped, unless nothing arrived any more.
 struct Lent {
     body: Option<Body>,
     slot: Slot,
+    idle: Duration,
+    /// Ends when nothing has arrived for too long.
+    silence: Option<Pin<Box<Sleep>>>,
 }
 
 impl Drop for Lent {
@@ -61,13 +70,22 @@ impl Drop for Lent {
 
 impl HttpBody for Lent {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Bytes>, axum::Error>>> {
-        self.body.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(context))
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
+        let lent = &mut *self;
+        let Some(body) = &mut lent.body else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(context) {
+            lent.silence = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(|_| Error::Disconnected)));
+        }
+        let silence = lent.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(lent.idle)));
+        ready!(silence.as_mut().poll(context));
+        lent.body = None;
+        Poll::Ready(Some(Err(Error::Idle(lent.idle))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -166,6 +166,7 @@ async fn take(
         },
         client: client.0.0.to_string(),
     };
-    let body = body.into_data_stream().map(|part| part.map_err(|_| Error::Disconnected));
+    let lost = |error: axum::Error| error.into_inner().downcast().map_or(Error::Disconnected, |error| *error);
+    let body = body.into_data_stream().map(|part| part.map_err(lost));
     Ok(Json(ingest::ingest(&http.app, request, body).await?.into()))
 }

@@ -19,6 +19,7 @@ mod key;
 mod labkey;
 mod links;
 mod problem;
+mod query;
 mod submissions;
 mod system;
 mod trace;
@@ -131,6 +132,7 @@ fn open() -> OpenApiRouter<Http> {
 pub fn router(app: App) -> Result<Router> {
     let pages = docs::pages(openapi(&app.datasets), app.config.server.redoc_bundle.clone());
     let tokens = Arc::new(Tokens::new(&app.config)?);
+    let idle = app.config.ingest.idle_timeout;
     let http = Http { app, tokens, metrics: telemetry::metrics()?, zips: Arc::new(Semaphore::new(zip::ZIPS)) };
     let mut router: Router<Http> = open().into();
     let ready = from_fn_with_state(http.clone(), require_ready);
@@ -147,9 +149,10 @@ pub fn router(app: App) -> Result<Router> {
         .with_state(http)
         .merge(pages)
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(query::readable))
         .layer(from_fn(trace::record))
         .layer(from_fn(problem::render))
-        .layer(from_fn(drain::leftover))
+        .layer(from_fn_with_state(idle, drain::leftover))
         .layer(from_fn(links::host))
         .layer(PropagateRequestIdLayer::x_request_id())
         .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid)))

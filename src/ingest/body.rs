@@ -86,7 +86,7 @@ impl Turn {
 /// carries an [`enum@Error`].
 pub struct BodyReader {
     /// What had arrived before decoding began.
-    ahead: std::vec::IntoIter<Bytes>,
+    ahead: Bytes,
     /// What arrives meanwhile; `None` once the body has ended.
     parts: Option<mpsc::Receiver<Part>>,
     current: Bytes,
@@ -98,15 +98,15 @@ pub struct BodyReader {
 impl BodyReader {
     /// A reader of `ahead` and then of `parts`, refusing more than `limit` bytes.
     #[must_use]
-    pub fn new(ahead: Vec<Bytes>, parts: Option<mpsc::Receiver<Part>>, turn: Arc<Turn>, limit: u64) -> Self {
-        Self { ahead: ahead.into_iter(), parts, current: Bytes::new(), turn, limit, read: 0 }
+    pub fn new(ahead: Bytes, parts: Option<mpsc::Receiver<Part>>, turn: Arc<Turn>, limit: u64) -> Self {
+        Self { ahead, parts, current: Bytes::new(), turn, limit, read: 0 }
     }
 
     /// The next part, or `None` at the end of the body.
     fn next(&mut self) -> Result<Option<Bytes>, Error> {
         Handle::current().block_on(self.turn.enter());
-        if let Some(part) = self.ahead.next() {
-            return Ok(Some(part));
+        if !self.ahead.is_empty() {
+            return Ok(Some(std::mem::take(&mut self.ahead)));
         }
         let Some(parts) = &mut self.parts else {
             return Ok(None);

@@ -19,13 +19,19 @@ const ZSTD_WINDOW_LOG: u32 = 24;
 /// How gzip begins.
 const GZIP: [u8; 2] = [0x1F, 0x8B];
 
-/// How zstd begins.
+/// How zstd begins, and how the skippable frames end their first four bytes that `pzstd` begins with.
+/// Source: RFC 8878, sections 3.1.1 and 3.1.2.
 const ZSTD: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+const ZSTD_SKIPPABLE: [u8; 3] = [0x2A, 0x4D, 0x18];
 
 /// Whether what begins with `magic` is compressed.
 #[must_use]
 pub fn is_compressed(magic: &[u8]) -> bool {
-    magic.starts_with(&GZIP) || magic == ZSTD || Zlib::<io::Empty>::recognise(magic)
+    magic.starts_with(&GZIP) || is_zstd(magic) || Zlib::<io::Empty>::recognise(magic)
+}
+
+fn is_zstd(magic: &[u8]) -> bool {
+    magic == ZSTD || matches!(magic, [0x50..=0x5F, rest @ ..] if *rest == ZSTD_SKIPPABLE)
 }
 
 /// What the decompressed side of a body may be.
@@ -158,7 +164,7 @@ impl<R: Read> Source<R> {
         if Zlib::<R>::recognise(magic) {
             return Ok(Self::Zlib(Box::new(Zlib::new(buffered(body)))));
         }
-        if magic == ZSTD {
+        if is_zstd(magic) {
             let internal = |error: io::Error| Error::Internal(format!("zstd cannot be set up: {error}"));
             let mut decoder = zstd::stream::read::Decoder::with_buffer(buffered(body)).map_err(internal)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(internal)?;

@@ -14,7 +14,7 @@ mod zlib;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 
@@ -81,7 +81,7 @@ async fn take_in<S>(app: &App, request: Request, body: S) -> Result<Receipt>
 where
     S: Stream<Item = Result<Bytes>> + Send + Unpin,
 {
-    let mut body = Incoming { body, idle: app.config.ingest.idle_timeout };
+    let mut body = Incoming(body);
     let (ahead, complete) = body.read_ahead(READ_AHEAD).await?;
     let (sender, parts) = mpsc::channel::<Part>(PARTS_IN_FLIGHT);
     let parts = (!complete).then_some(parts);
@@ -94,34 +94,25 @@ where
 }
 
 /// A body on its way in.
-struct Incoming<S> {
-    body: S,
-    idle: Duration,
-}
+struct Incoming<S>(S);
 
 impl<S: Stream<Item = Result<Bytes>> + Unpin> Incoming<S> {
     /// The next part, or `None` at the end.
     async fn next(&mut self) -> Part {
-        match tokio::time::timeout(self.idle, self.body.next()).await {
-            Err(_) => Err(Error::Idle(self.idle)),
-            Ok(None) => Ok(None),
-            Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
-            Ok(Some(Err(error))) => Err(error),
-        }
+        self.0.next().await.transpose()
     }
 
-    /// Collects up to `limit` bytes; the flag says whether that is the whole body.
-    async fn read_ahead(&mut self, limit: usize) -> Result<(Vec<Bytes>, bool)> {
-        let mut parts = Vec::new();
-        let mut bytes = 0;
-        while bytes < limit {
+    /// Collects up to `limit` bytes; the flag says whether that is the whole body. They are copied, for each part, be it of
+    /// one byte, holds all of the buffer that it was read into.
+    async fn read_ahead(&mut self, limit: usize) -> Result<(Bytes, bool)> {
+        let mut ahead = BytesMut::new();
+        while ahead.len() < limit {
             let Some(part) = self.next().await? else {
-                return Ok((parts, true));
+                return Ok((ahead.freeze(), true));
             };
-            bytes += part.len();
-            parts.push(part);
+            ahead.extend_from_slice(&part);
         }
-        Ok((parts, false))
+        Ok((ahead.freeze(), false))
     }
 
     /// Hands over the rest of the body until it ends or nobody listens any more.
@@ -145,5 +136,40 @@ impl Receipt {
     /// The receipt of what an earlier request stored.
     const fn replayed(submission: Submission) -> Self {
         Self { submission, replayed: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A buffer of which a client's small part is a small part.
+    struct Buffer(Arc<AtomicUsize>, [u8; 4096]);
+
+    impl AsRef<[u8]> for Buffer {
+        fn as_ref(&self) -> &[u8] {
+            &self.1
+        }
+    }
+
+    impl Drop for Buffer {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_read_ahead_holds_no_buffers_of_the_connection() {
+        let held = Arc::new(AtomicUsize::new(0));
+        let parts = (0..100_u8).map(|byte| {
+            held.fetch_add(1, Ordering::Relaxed);
+            Ok(Bytes::from_owner(Buffer(Arc::clone(&held), [byte; 4096])).slice(..1))
+        });
+        let (ahead, complete) =
+            Incoming(futures_util::stream::iter(parts)).read_ahead(READ_AHEAD).await.expect("parts");
+        assert_eq!((ahead, complete), ((0..100).collect::<Vec<u8>>().into(), true));
+        assert_eq!(held.load(Ordering::Relaxed), 0);
     }
 }

@@ -132,7 +132,9 @@ impl<'j, S: FnMut(u64, &Row<'_>) -> Result<(), Error>> Rows<'j, S> {
             if line.len() > self.job.limits.line {
                 return Err(self.job.limits.line_too_long());
             }
-            if line.trim_ascii().is_empty() {
+            // A line of tabs is a row of a table, and nothing in JSON.
+            let is_row = matches!(self.parser, Some(Parser::Tsv(_))) && line.contains('\t');
+            if line.trim_ascii().is_empty() && !is_row {
                 continue;
             }
             if let Err(fault) = self.line(line, first_line + index as u64, &mut row)? {

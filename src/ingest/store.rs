@@ -1,11 +1,12 @@
 //! The transaction of one submission: COPY beside the decoding thread, then the submission row, then commit.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Postgres, Transaction};
-use tokio::sync::mpsc;
+use tokio::sync::{SemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
 use super::body::{BodyReader, Part, Turn};
@@ -33,12 +34,7 @@ const BATCHES_IN_FLIGHT: usize = 32;
 ///
 /// # Errors
 /// See [`super::ingest`].
-pub async fn store(
-    app: App,
-    request: Request,
-    ahead: Vec<Bytes>,
-    parts: Option<mpsc::Receiver<Part>>,
-) -> Result<Receipt> {
+pub async fn store(app: App, request: Request, ahead: Bytes, parts: Option<mpsc::Receiver<Part>>) -> Result<Receipt> {
     let known = request.key.as_deref();
     let submission = submissions::reserve(&app.pool).await?;
     let existing = match known {
@@ -59,8 +55,10 @@ pub async fn store(
         }
         (existing, _) => existing,
     };
-    // A replacement too large to be known in full is copied first, and compared with what is there before the commit.
+    // A replacement too large to be known in full is copied first, and compared with what is there before the commit. So is
+    // content of which rows were passed over: they may be gone since, with the submission that had brought them.
     if let Some(existing) = existing
+        && existing.duplicates == 0
         && (content.is_complete() || !request.replace)
         && let Some(receipt) = compare(&request, existing, &content.discard_rest().await?)?
     {
@@ -121,7 +119,7 @@ impl Content {
         app: &App,
         request: &Request,
         submission: i64,
-        ahead: Vec<Bytes>,
+        ahead: Bytes,
         parts: Option<mpsc::Receiver<Part>>,
     ) -> Self {
         let limits = &app.config.ingest;
@@ -136,7 +134,7 @@ impl Content {
             },
             max_rows: limits.max_rows,
         };
-        let magic: Vec<u8> = ahead.iter().flatten().take(4).copied().collect();
+        let magic = ahead.slice(..ahead.len().min(4));
         let turn = Arc::new(Turn::new(Arc::clone(&app.ingest.places)));
         let body = BodyReader::new(ahead, parts, Arc::clone(&turn), limits.max_body.as_u64());
         let (sender, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
@@ -199,6 +197,7 @@ impl Attempt<'_> {
             // A bad body is refused before it costs a transaction.
             content.summary().await?;
         }
+        let _arriving = self.arriving(content).await?;
         let mut transaction = self.begin(&content.turn).await?;
         let copied = self.copy(&mut transaction, held, content).await?;
         let summary = content.summary().await?;
@@ -216,6 +215,23 @@ impl Attempt<'_> {
                 compare(self.request, existing, &summary)?
                     .ok_or_else(|| Error::Conflict("the key was taken meanwhile".into()))
             }
+        }
+    }
+
+    /// Waits until fewer uploads hold a connection for as long as their clients like: jobs, health checks and small uploads
+    /// need some too.
+    async fn arriving(&self, content: &Content) -> Result<Option<SemaphorePermit<'_>>> {
+        if content.is_complete() {
+            return Ok(None);
+        }
+        let places = &self.app.ingest.arriving;
+        if let Ok(place) = places.try_acquire() {
+            return Ok(Some(place));
+        }
+        let _standing_aside = content.turn.stand_aside();
+        match tokio::time::timeout(self.app.config.database.acquire_timeout, places.acquire()).await {
+            Ok(Ok(place)) => Ok(Some(place)),
+            _ => Err(Error::Busy { what: "too many large uploads are arriving", retry_after: Duration::from_secs(30) }),
         }
     }
 
@@ -319,7 +335,10 @@ impl Attempt<'_> {
                 // Deleted between the two statements.
                 continue;
             };
-            if !self.request.replace || existing.fingerprint == fingerprint {
+            let is_same = existing.fingerprint == fingerprint;
+            // What the same content brings anew was passed over before, and is gone with the rows that had its keys.
+            let completes = is_same && existing.duplicates > 0 && new.rows > 0;
+            if !completes && (is_same || !self.request.replace) {
                 return Ok(Recorded::Taken(existing));
             }
             submissions::delete(transaction, &self.request.dataset, existing.id).await?;

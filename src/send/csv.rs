@@ -26,7 +26,9 @@ impl<R: Read> CsvToTsv<R> {
         let Some((first_line, text)) = self.decoder.next_block()? else {
             return Ok(false);
         };
-        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
+        // With a line end behind the last line, a quote that is never closed shows: its cell holds that line end.
+        let text_and_end = text.as_bytes().chain(&b"\n"[..]);
+        let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text_and_end);
         let mut record = csv::StringRecord::new();
         let mut line = 0;
         while reader.read_record(&mut record).map_err(|error| Error::Body(error.to_string()))? {
@@ -52,7 +54,10 @@ fn blank_lines(text: &str, byte: u64) -> u64 {
 fn convert(record: &csv::StringRecord, number: u64, out: &mut Vec<u8>) -> Result<(), Error> {
     for (index, cell) in record.iter().enumerate() {
         if cell.contains(['\t', '\n', '\r']) {
-            let reason = format!("cell {} holds a tab or a line end, which only JSON lines can carry", index + 1);
+            let cell = index + 1;
+            let reason = format!(
+                "cell {cell} holds a tab or a line end, which only JSON lines can carry, or a quote that is never closed"
+            );
             return Err(Error::Faults(vec![Fault::of_line(number, reason)]));
         }
         if index > 0 {

@@ -179,6 +179,8 @@ async fn numbers_out_of_range_are_refused() {
     assert!(field == "read_count" && reason.contains("64-bit integers"), "{reason}");
     let (_, _, _, reason) = second_line(("513", "1e30")).await;
     assert!(reason.contains("64-bit integers"), "{reason}");
+    let (_, _, _, reason) = second_line(("513", "9007199254740993.0")).await;
+    assert!(reason.contains("write its digits only"), "{reason}");
     let (_, _, field, reason) = second_line(("513", "-1")).await;
     assert!(field == "read_count" && reason.contains("at least 0"), "{reason}");
     let (_, _, field, reason) = second_line(("{", "{\"depth\":1e400,")).await;
@@ -237,6 +239,14 @@ async fn a_tsv_row_of_another_width_is_refused() {
         assert_eq!(line, Some(2));
         assert!(reason.contains("5 are expected"), "{reason}");
     }
+}
+
+#[tokio::test]
+async fn a_tsv_row_of_empty_cells_is_a_row_and_no_blank_line() {
+    let app = TestApp::start().await;
+    let rows = "LEVEL\tNAME\tTAXID\tREAD_COUNT\tTOTAL_BP_MAPPED\nspecies\tA\t1\t2\t3\n\n\t\t\t\t\n";
+    let problem = app.refuse(422, "/ingest-gottcha2?sample_id=S", rows).await;
+    assert_eq!(fault(&problem).0, Some(4));
 }
 
 #[tokio::test]
@@ -324,9 +334,33 @@ async fn a_client_that_stops_sending_is_let_go() {
     stream.write_all(b"{\"sample_id\"").await.expect("part");
     let mut answer = String::new();
     // The connection may be reset after the answer.
-    drop(tokio::time::timeout(Duration::from_secs(30), stream.read_to_string(&mut answer)).await.expect("in time"));
+    drop(tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await.expect("in time"));
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
     assert_eq!(app.total().await, 0);
+}
+
+#[tokio::test]
+async fn a_client_that_never_ends_a_small_request_is_let_go_too() {
+    let app = TestApp::with(&[("ingest.idle_timeout", "300ms")]).await;
+    let mut stream = TcpStream::connect(app.address).await.expect("connect");
+    let head = format!(
+        "POST /exports/trigger HTTP/1.1\r\nHost: test\r\nAuthorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\n\
+         Content-Length: 100\r\n\r\n{{"
+    );
+    stream.write_all(head.as_bytes()).await.expect("head");
+    let mut answer = String::new();
+    drop(tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await.expect("in time"));
+    assert!(answer.starts_with("HTTP/1.1 4") && answer.contains("no data arrived for 300ms"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_query_that_is_not_utf8_is_refused_since_two_samples_would_become_one() {
+    let app = TestApp::start().await;
+    for sample in ["B%FCrki", "B%F6rki"] {
+        app.refuse(400, &format!("{PATH}?sample_id={sample}"), RECORD).await;
+    }
+    let answer = app.request("GET", "/submissions?sample_id=%FF").send().await.expect("answer");
+    crate::app::problem(answer, 400).await;
 }
 
 #[tokio::test]

@@ -153,6 +153,9 @@ async fn csv_is_stored_as_the_tsv_that_it_stands_for() {
     sender.write("tab.csv", "LEVEL,NAME,TAXID,READ_COUNT,TOTAL_BP_MAPPED\ngenus,\"a\tb\",1,1,2\n");
     let (_, err) = sender.run(65, &["tab.csv", "--sample-id", "S1"]).await;
     assert!(err.contains("tab.csv:2: cell 2 holds a tab"), "{err}");
+    sender.write("cut.csv", "LEVEL,NAME,TAXID,READ_COUNT,TOTAL_BP_MAPPED,NOTE\ngenus,a,1,1,2,\"cut o");
+    let (_, err) = sender.run(65, &["cut.csv", "--sample-id", "S1"]).await;
+    assert!(err.contains("cut.csv:2: cell 6") && err.contains("a quote that is never closed"), "{err}");
 }
 
 #[tokio::test]
