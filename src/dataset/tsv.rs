@@ -11,6 +11,9 @@ use super::kind::Kind;
 use super::params::Params;
 use super::row::{Cell, Fault, MAX_FAULTS, Row, character};
 
+/// Bytes of a name in a header: each row of an unknown column repeats it in `extra`.
+const LONGEST_NAME: usize = 256;
+
 /// What each cell of a line is.
 #[derive(Debug)]
 pub struct Header {
@@ -54,6 +57,8 @@ impl Header {
             );
             let reason = if name.is_empty() {
                 Some(format!("cell {} of the header has no name", index + 1))
+            } else if name.len() > LONGEST_NAME {
+                Some(format!("cell {} of the header is longer than {LONGEST_NAME} bytes", index + 1))
             } else if !seen.insert(known.ok_or(*name)) {
                 Some("stands twice in the header".to_owned())
             } else {
@@ -62,7 +67,8 @@ impl Header {
             if let Some(reason) = reason {
                 let offset = name.as_ptr() as usize - line.as_ptr() as usize;
                 let column = Some(character(line, offset));
-                faults.push(Fault { line: Some(number), column, field: Some(target.name(dataset).to_owned()), reason });
+                let field = (name.len() <= LONGEST_NAME).then(|| target.name(dataset).to_owned());
+                faults.push(Fault { line: Some(number), column, field, reason });
             }
             targets.push(target);
             if faults.len() == MAX_FAULTS {

@@ -40,20 +40,23 @@ pub struct Batches<F> {
     columns: Arc<[usize]>,
     carried: Vec<bool>,
     batch: Vec<u8>,
+    /// Bytes so far, and how many there may be: each row repeats what a header or a query says once.
+    bytes: u64,
+    limit: u64,
     send: F,
 }
 
 impl<F: FnMut(Batch) -> bool> Batches<F> {
-    /// A COPY without rows.
-    pub fn new(submission: i64, dataset: &Dataset, send: F) -> Self {
+    /// A COPY without rows, which may take `limit` bytes.
+    pub fn new(submission: i64, dataset: &Dataset, limit: u64, send: F) -> Self {
         let carried = vec![false; dataset.columns.len()];
-        Self { submission, columns: Arc::default(), carried, batch: HEADER.to_vec(), send }
+        Self { submission, columns: Arc::default(), carried, batch: HEADER.to_vec(), bytes: 0, limit, send }
     }
 
     /// Writes a row; `number` counts from 1.
     ///
     /// # Errors
-    /// Nobody takes the bytes any more, or there are more rows than an ordinal holds.
+    /// Nobody takes the bytes any more, there are more of them than there may be, or more rows than an ordinal holds.
     pub fn write(&mut self, number: u64, row: &Row<'_>) -> Result<(), Error> {
         let ordinal = i32::try_from(number).map_err(|_| Error::Internal("more rows than an ordinal holds".into()))?;
         let brings_column = row.cells.iter().zip(&self.carried).any(|(cell, carried)| !carried && !cell.is_empty());
@@ -80,6 +83,15 @@ impl<F: FnMut(Batch) -> bool> Batches<F> {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
+        self.bytes += self.batch.len() as u64;
+        if self.bytes > self.limit {
+            let limit = bytesize::ByteSize(self.limit).to_string();
+            return Err(Error::TooLarge {
+                what: "size of the rows as they are stored",
+                limit,
+                key: "ingest.max_decompressed",
+            });
+        }
         let bytes = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH + BATCH / 8));
         let batch = Batch { columns: Arc::clone(&self.columns), bytes: bytes.into() };
         if (self.send)(batch) { Ok(()) } else { Err(Error::Internal("the COPY ended before the body".into())) }

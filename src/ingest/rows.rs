@@ -49,7 +49,7 @@ pub struct Summary {
 /// # Errors
 /// The first fault of the body, or up to [`MAX_FAULTS`] faults of its rows.
 pub fn decode(job: &Job, magic: &[u8], body: impl Read, send: impl FnMut(Batch) -> bool) -> Result<Summary, Error> {
-    let mut copies = Batches::new(job.submission, &job.dataset, send);
+    let mut copies = Batches::new(job.submission, &job.dataset, job.limits.decompressed, send);
     let decoder = Decoder::new(magic, body, job.limits)?;
     let summary = read(job, decoder, |number, row| copies.write(number, row))?;
     copies.finish()?;

@@ -105,6 +105,17 @@ async fn a_gzip_bomb_meets_the_limit_on_decompressed_bytes() {
 }
 
 #[tokio::test]
+async fn what_a_header_or_a_query_says_once_meets_the_limits_as_often_as_it_is_stored() {
+    let app = TestApp::with(&[("ingest.max_decompressed", "1MiB")]).await;
+    let rows = "x\tA\t1\t2\t3\n".repeat(10_000);
+    let body = format!("LEVEL\tNAME\tTAXID\tREAD_COUNT\tTOTAL_BP_MAPPED\n{rows}");
+    let problem = app.refuse(413, &format!("{PATH}?sample_id={}", "S".repeat(200)), body.clone()).await;
+    assert!(problem["detail"].as_str().expect("detail").contains("rows as they are stored"), "{problem}");
+    let problem = app.refuse(422, &format!("{PATH}?sample_id=S"), format!("{}\t{body}", "N".repeat(300))).await;
+    assert!(fault(&problem).3.contains("longer than 256 bytes"), "{problem}");
+}
+
+#[tokio::test]
 async fn a_bomb_without_line_ends_meets_the_limit_on_lines() {
     let app = TestApp::start().await;
     let problem = app.refuse(413, PATH, gzip(vec![b' '; 64 * 1024 * 1024])).await;
