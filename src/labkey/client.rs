@@ -197,6 +197,8 @@ impl Client {
             ("query.queryName".to_owned(), list.name.to_owned()),
             ("query.columns".to_owned(), format!("{},{column}", columns.join(","))),
             ("query.maxRows".to_owned(), "-1".to_owned()),
+            // Of the list's default view, which else hides rows without a word.
+            ("query.ignoreFilter".to_owned(), "1".to_owned()),
             (format!("query.{column}~in"), values.join(";")),
         ];
         let ask = || async {

@@ -60,6 +60,19 @@ async fn an_insert_whose_answer_is_lost_is_looked_up_and_not_repeated() {
 }
 
 #[tokio::test]
+async fn rows_that_the_lists_default_view_hides_are_found() {
+    let (labkey, app) = lab(inserting().hiding("SampleId", "S1"), &[]).await;
+    let receipt = app.store("/ingest-gottcha2", records("S1", 20)).await;
+    labkey.inject("query-insertRows", Fault::DropAfter);
+    let report = sync(&app).await;
+    assert_eq!((&report["uploaded"], &report["remaining"]), (&json!(20), &json!(0)), "{report}");
+    assert_eq!(asked(&labkey, "query-insertRows"), 1);
+    holds_once(&labkey, 20);
+    remove(&app, &receipt).await;
+    comes_to_hold(&labkey, &app, &[]).await;
+}
+
+#[tokio::test]
 async fn an_insert_that_never_arrived_is_sent_again_after_a_look() {
     for fault in [Fault::Drop, Fault::Error, Fault::Unavailable(None)] {
         let (labkey, app) = lab(inserting(), &[]).await;

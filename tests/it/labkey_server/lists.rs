@@ -131,6 +131,8 @@ pub struct List {
     columns: Vec<Column>,
     rows: BTreeMap<Key, Vec<Value>>,
     next: i32,
+    /// A column, and the value whose rows the list's default view hides.
+    hidden: Option<(usize, Value)>,
 }
 
 impl List {
@@ -146,7 +148,7 @@ impl List {
 
     fn new(name: &str, key: &str, kind: Kind) -> Self {
         let key = Column { name: key.to_owned(), kind, is_required: true };
-        Self { name: name.to_owned(), is_auto: false, columns: vec![key], rows: BTreeMap::new(), next: 1 }
+        Self { name: name.to_owned(), is_auto: false, columns: vec![key], rows: BTreeMap::new(), next: 1, hidden: None }
     }
 
     /// With one more column, which may be null.
@@ -160,6 +162,13 @@ impl List {
     #[must_use]
     pub fn required(mut self, name: &str, kind: Kind) -> Self {
         self.columns.push(Column { name: name.to_owned(), kind, is_required: true });
+        self
+    }
+
+    /// With a default view, as somebody has saved it, whose filter hides the rows with this value.
+    #[must_use]
+    pub fn hiding(mut self, column: &str, value: &str) -> Self {
+        self.hidden = self.find(column).map(|(place, _)| (place, json!(value)));
         self
     }
 
@@ -205,6 +214,11 @@ impl List {
     /// The rows in the order of their keys.
     pub(super) fn cells(&self) -> impl Iterator<Item = &[Value]> {
         self.rows.values().map(Vec::as_slice)
+    }
+
+    /// Whether the default view shows a row.
+    pub(super) fn shows(&self, row: &[Value]) -> bool {
+        self.hidden.as_ref().is_none_or(|(place, value)| row[*place] != *value)
     }
 
     /// The values of one column.

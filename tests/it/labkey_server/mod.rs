@@ -1,9 +1,9 @@
 //! A stand-in for LabKey Server: the part of its HTTP interface that reaches lists, in memory, on a real port.
 //!
 //! Written after the source of LabKey's platform (October 2024), down to its traps: CSRF is checked with API keys too,
-//! a guest gets 200 from whoami, unknown columns and filters on unknown columns are ignored without a word, integers
-//! have 32 bits, import answers its failures with 200. No live server was at hand. Every request is one transaction, also
-//! one that asks for none.
+//! a guest gets 200 from whoami, unknown columns and filters on unknown columns are ignored without a word, selects pass
+//! through the list's default view, integers have 32 bits, import answers its failures with 200. No live server was at
+//! hand. Every request is one transaction, also one that asks for none.
 //!
 //! ```ignore
 //! let labkey = LabKeyServer::start().await;

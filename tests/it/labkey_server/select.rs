@@ -32,7 +32,12 @@ pub(super) fn select(visit: &Visit, asked: &Asked) -> Result<Reply, Reply> {
             None => ignored.push(column),
         }
     }
-    let mut rows: Vec<&[Value]> = list.cells().filter(|row| filters.iter().all(|filter| filter.holds(row))).collect();
+    // The filter of the default view holds besides those of the request.
+    let is_whole = parameter("query.ignoreFilter").is_some_and(|ignored| !ignored.is_empty());
+    let mut rows: Vec<&[Value]> = list
+        .cells()
+        .filter(|row| (is_whole || list.shows(row)) && filters.iter().all(|filter| filter.holds(row)))
+        .collect();
     for column in parameter("query.sort").unwrap_or_default().rsplit(',').filter(|column| !column.is_empty()) {
         let (name, is_descending) = column.strip_prefix('-').map_or((column, false), |name| (name, true));
         let Some((place, _)) = list.find(name) else { continue };
