@@ -102,14 +102,14 @@ impl Failure {
         let reason = said.clone().unwrap_or_else(|| format!("LabKey answered {status} without saying why"));
         let kind = match status.as_u16() {
             // `success: false`, or an exception without it.
-            200..=299 if body.is_some() => of_refusal(body, &reason),
+            200..=299 if body.is_some() => of_refusal(body, &reason, is_change),
             // A page for people: perhaps from a proxy before LabKey, perhaps after it had done the work.
             200..=299 if is_change => FailureKind::Unknown,
             200..=299 => FailureKind::Configuration,
             300..=399 => FailureKind::Configuration,
             // Too large for something on the way: fewer rows may pass.
             413 => FailureKind::Invalid,
-            400 | 422 => of_refusal(body, &reason),
+            400 | 422 => of_refusal(body, &reason, is_change),
             401 => of_unauthorized(&reason),
             403 => FailureKind::Permission,
             404 | 405 => FailureKind::Configuration,
@@ -190,7 +190,26 @@ fn is_of_database(body: Option<&Value>, reason: &str) -> bool {
         || (has_one(class, &OF_DATABASE) && !has_one(class, &OF_ROWS) && !has_one(reason, &VALUES))
 }
 
-fn of_refusal(body: Option<&Value>, reason: &str) -> FailureKind {
+/// Classes of failures for which a row is to blame, besides those of a database.
+const OF_VALUES: [&str; 3] = ["ValidationException", "ConversionException", "NumberFormat"];
+
+/// Whether LabKey says that a row is to blame: by an array of errors, or a number of them, by the name of a field, or by
+/// the class of the failure. What it says of the form as a whole, such as that its disk is full, is no row's fault.
+fn blames_a_row(body: Option<&Value>) -> bool {
+    let Some(body) = body else { return false };
+    let names_one = match body.get("errors") {
+        Some(Value::Array(errors)) => !errors.is_empty(),
+        Some(Value::Object(errors)) => errors.keys().any(|field| field != "_form"),
+        _ => false,
+    };
+    let class = class_of(Some(body));
+    let mut classes = OF_DATABASE.iter().chain(&OF_ROWS).chain(&OF_VALUES);
+    names_one
+        || body.get("errorCount").and_then(Value::as_u64).is_some_and(|count| count > 0)
+        || classes.any(|part| class.contains(part))
+}
+
+fn of_refusal(body: Option<&Value>, reason: &str, is_change: bool) -> FailureKind {
     let reason = reason.to_lowercase();
     if reason.contains("does not have permission") {
         FailureKind::Permission
@@ -198,7 +217,7 @@ fn of_refusal(body: Option<&Value>, reason: &str) -> FailureKind {
         FailureKind::Duplicate
     } else if is_argument(body) || reason.contains("is not supported for") || reason.contains("does not exist.") {
         FailureKind::Configuration
-    } else if is_of_database(body, &reason) {
+    } else if is_of_database(body, &reason) || (is_change && !blames_a_row(body)) {
         FailureKind::Unknown
     } else {
         FailureKind::Invalid
@@ -262,6 +281,9 @@ mod tests {
             ("java.sql.SQLTransientConnectionException", "Connection is not available, request timed out"),
             ("org.postgresql.util.PSQLException", "FATAL: terminating connection due to administrator command"),
             ("", "ERROR: deadlock detected"),
+            ("", "No space left on device"),
+            ("java.io.UncheckedIOException", "No space left on device"),
+            ("java.lang.NullPointerException", "Cannot invoke Container.getId()"),
         ] {
             assert_eq!(says(class, text), FailureKind::Unknown, "{class} {text}");
         }
@@ -270,7 +292,8 @@ mod tests {
             ("org.postgresql.util.PSQLException", "ERROR: value too long for type character varying(4000)"),
             ("org.labkey.api.data.RuntimeSQLException", "ERROR: integer out of range"),
             ("java.lang.NumberFormatException", "x"),
-            ("", "Missing value for required property: RecordKey"),
+            ("org.apache.commons.beanutils.ConversionException", "x"),
+            ("org.labkey.api.query.BatchValidationException", "Missing value for required property: RecordKey"),
         ] {
             assert_eq!(says(class, text), FailureKind::Invalid, "{class} {text}");
         }
@@ -280,11 +303,25 @@ mod tests {
     fn a_refusal_with_status_200_is_a_refusal() {
         let merge = r#"{"exception":"MERGE action is not supported for x.","exceptionClass":"java.lang.IllegalArgumentException","success":false}"#;
         assert_eq!(kind(200, merge, true), FailureKind::Configuration);
-        assert_eq!(
-            kind(200, r#"{"success":false,"exception":"Missing value for required property: RecordKey"}"#, true),
-            FailureKind::Invalid
-        );
+        assert_eq!(kind(200, r#"{"success":false,"exception":"no such list"}"#, false), FailureKind::Configuration);
         assert_eq!(kind(200, "<html>hello</html>", false), FailureKind::Configuration);
+    }
+
+    #[test]
+    fn a_refusal_that_names_no_row_and_no_field_is_in_doubt() {
+        let says = |more: &str| kind(200, &format!(r#"{{"success":false,"exception":"x"{more}}}"#), true);
+        for more in [
+            r#","errors":{"RecordKey":"Missing value for required property: RecordKey"}"#,
+            r#","errors":[{"exception":"x","errors":{"_form":"x"},"rowNumber":8}],"errorCount":1"#,
+            r#","errors":[{"msg":"x","field":"form","message":"x","severity":"Error"}]"#,
+            r#","result":[{"command":"insert"}],"errorCount":1"#,
+        ] {
+            assert_eq!(says(more), FailureKind::Invalid, "{more}");
+        }
+        for more in ["", r#","errors":{"_form":"No space left on device"}"#, r#","errors":{}"#, r#","errors":[]"#] {
+            assert_eq!(says(more), FailureKind::Unknown, "{more}");
+        }
+        assert_eq!(kind(400, "<html>Bad Request</html>", true), FailureKind::Unknown);
     }
 
     #[test]

@@ -266,6 +266,17 @@ async fn a_deadlock_in_labkey_fails_no_row_in_either_mode() {
 }
 
 #[tokio::test]
+async fn a_full_disk_of_labkey_fails_no_row() {
+    let (labkey, app) = lab(merging(), &[]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    labkey.inject("query-import", Fault::Full);
+    labkey.inject("query-import", Fault::Full);
+    let report = sync(&app).await;
+    assert_eq!((&report["uploaded"], &report["failed"]), (&json!(1), &json!(0)), "{report}");
+    holds_once(&labkey, 1);
+}
+
+#[tokio::test]
 async fn the_report_of_a_sync_tells_what_all_its_attempts_did() {
     let more = [("labkey.batch_size", "1"), ("labkey.requests", "1"), ("labkey.patience", "300ms")];
     let (labkey, app) = lab(inserting(), &[&more[..], &[("labkey.sync_wait", "100ms")]].concat()).await;

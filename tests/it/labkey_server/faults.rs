@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Seen;
 use super::wire::Reply;
+use super::{Seen, import};
 
 /// What happens to one request.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +26,8 @@ pub enum Fault {
     NotReady,
     /// The class of an error that may pass, such as a deadlock: 500, of an import 200.
     Error,
+    /// The disk of the server is full: 500, of an import 200 without the exception's class.
+    Full,
     /// 302 to the same place by https, as when the server is reached by http or under maintenance.
     Redirect,
     /// 503 as HTML, with `Retry-After` in seconds if some.
@@ -44,6 +46,8 @@ impl Fault {
                 "org.springframework.dao.DeadlockLoserDataAccessException",
                 "SqlExecutor.execute(); ERROR: deadlock detected",
             ),
+            Self::Full if action == "query-import" => import::form("No space left on device"),
+            Self::Full => Reply::exception(500, "java.io.IOException", "No space left on device"),
             Self::Redirect => {
                 let mut reply = Reply::html(302, "");
                 reply.location = Some("https://labkey.invalid/");

@@ -103,7 +103,7 @@ fn illegal(message: &str) -> Reply {
 }
 
 /// A failure that concerns no field.
-fn form(message: &str) -> Reply {
+pub(super) fn form(message: &str) -> Reply {
     Reply::json(200, &json!({"success": false, "exception": message, "errors": {"_form": message}}))
 }
 
