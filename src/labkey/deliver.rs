@@ -119,7 +119,14 @@ impl Run<'_> {
                 Failure { kind: FailureKind::Transient, ..failure }
             })
         };
-        client.patiently(merge).await
+        match client.patiently(merge).await {
+            // An earlier merge of this row, which was given up for lost, has ended by now: this one finds it.
+            Err(failure) if failure.kind == FailureKind::Duplicate && payload.rows == 1 => {
+                telemetry::labkey_reconciled(self.dataset(), "merged again", 1);
+                client.patiently(merge).await
+            }
+            answer => answer,
+        }
     }
 
     async fn failed(&self, group: Vec<Delivery>, claimed: Vec<i64>, failure: Failure) -> Result<Posted> {

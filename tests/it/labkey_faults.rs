@@ -277,6 +277,30 @@ async fn a_full_disk_of_labkey_fails_no_row() {
 }
 
 #[tokio::test]
+async fn a_row_that_an_earlier_merge_has_brought_meanwhile_is_not_refused() {
+    let (labkey, app) = lab(merging(), &[]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    labkey.inject("query-import", Fault::DropAfter);
+    labkey.inject("query-import", Fault::Exists);
+    let report = sync(&app).await;
+    assert_eq!((&report["uploaded"], &report["failed"]), (&json!(1), &json!(0)), "{report}");
+    holds_once(&labkey, 1);
+}
+
+#[tokio::test]
+async fn a_refused_row_that_labkey_has_nevertheless_leaves_with_its_submission() {
+    let (labkey, app) = lab(merging(), &[]).await;
+    let receipt = app.store("/ingest-gottcha2", RECORD).await;
+    labkey.inject("query-import", Fault::DropAfter);
+    labkey.inject("query-import", Fault::Exists);
+    labkey.inject("query-import", Fault::Exists);
+    assert_eq!(sync(&app).await["failed"], 1);
+    holds_once(&labkey, 1);
+    remove(&app, &receipt).await;
+    comes_to_hold(&labkey, &app, &[]).await;
+}
+
+#[tokio::test]
 async fn the_report_of_a_sync_tells_what_all_its_attempts_did() {
     let more = [("labkey.batch_size", "1"), ("labkey.requests", "1"), ("labkey.patience", "300ms")];
     let (labkey, app) = lab(inserting(), &[&more[..], &[("labkey.sync_wait", "100ms")]].concat()).await;

@@ -8,16 +8,15 @@ use super::{DOUBT, Delivery, WORK};
 use crate::error::Result;
 
 /// Says that the rows of a submission are going: what LabKey may have of them will be looked up and removed there. What
-/// was sent may be there, whatever is known of its last request; but a row that was refused alone is not. Part of the
-/// transaction that removes them.
+/// was sent may be there, whatever is known of its last request. Part of the transaction that removes them.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn withdraw(connection: &mut PgConnection, submission: i64) -> Result<()> {
     sqlx::query(
         "-- labkey.forget
-        DELETE FROM labkey_deliveries WHERE submission_id = $1 AND doubted_until IS NULL
-            AND ((state = 'pending' AND attempts = 0) OR (state = 'failed' AND rows = 1))",
+        DELETE FROM labkey_deliveries
+        WHERE submission_id = $1 AND doubted_until IS NULL AND state = 'pending' AND attempts = 0",
     )
     .bind(submission)
     .execute(&mut *connection)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::lists::Refusal;
 use super::wire::Reply;
 use super::{Seen, import};
 
@@ -28,6 +29,8 @@ pub enum Fault {
     Error,
     /// The disk of the server is full: 500, of an import 200 without the exception's class.
     Full,
+    /// The row is there by now, brought by a request that this one has waited for: of an import 200.
+    Exists,
     /// 302 to the same place by https, as when the server is reached by http or under maintenance.
     Redirect,
     /// 503 as HTML, with `Retry-After` in seconds if some.
@@ -48,6 +51,9 @@ impl Fault {
             ),
             Self::Full if action == "query-import" => import::form("No space left on device"),
             Self::Full => Reply::exception(500, "java.io.IOException", "No space left on device"),
+            Self::Exists => import::refused(Refusal::Database(
+                "ERROR: duplicate key value violates unique constraint \"c1d2_gottcha2_results_pk\"".to_owned(),
+            )),
             Self::Redirect => {
                 let mut reply = Reply::html(302, "");
                 reply.location = Some("https://labkey.invalid/");

@@ -107,7 +107,7 @@ pub(super) fn form(message: &str) -> Reply {
     Reply::json(200, &json!({"success": false, "exception": message, "errors": {"_form": message}}))
 }
 
-fn refused(refusal: Refusal) -> Reply {
+pub(super) fn refused(refusal: Refusal) -> Reply {
     let (first, error) = match refusal {
         Refusal::Row { number, faults, .. } => {
             let first = faults[0].1.clone();
