@@ -301,6 +301,25 @@ async fn a_refused_row_that_labkey_has_nevertheless_leaves_with_its_submission()
 }
 
 #[tokio::test]
+async fn a_delivery_is_not_cut_while_its_submission_is_being_removed() {
+    let (_labkey, app) = lab(merging(), &[]).await;
+    app.store("/ingest-gottcha2", records("S1", 8)).await;
+    let dataset = app.app.datasets.get("gottcha2").expect("dataset");
+    labkey::plan(&app.pool, dataset, 100, None).await.expect("plan");
+    sqlx::query("UPDATE labkey_deliveries SET attempts = 1, sent_at = now()").execute(&app.pool).await.expect("update");
+    let pending = labkey::in_state(&app.pool, "gottcha2", State::Pending, 0, 10).await.expect("deliveries");
+    let mut removal = app.pool.begin().await.expect("transaction");
+    sqlx::query("DELETE FROM submissions").execute(&mut *removal).await.expect("delete");
+    let (halves, ()) = tokio::join!(labkey::split(&app.pool, &pending[0], 5, 4), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        labkey::withdraw(&mut removal, pending[0].submission_id).await.expect("withdraw");
+        removal.commit().await.expect("commit");
+    });
+    assert!(halves.expect("answer").is_none());
+    assert_eq!(app.scalar::<i64>("SELECT count(*) FROM labkey_deliveries WHERE withdrawn_at IS NULL").await, 0);
+}
+
+#[tokio::test]
 async fn the_report_of_a_sync_tells_what_all_its_attempts_did() {
     let more = [("labkey.batch_size", "1"), ("labkey.requests", "1"), ("labkey.patience", "300ms")];
     let (labkey, app) = lab(inserting(), &[&more[..], &[("labkey.sync_wait", "100ms")]].concat()).await;
@@ -421,7 +440,8 @@ async fn a_delivery_that_was_cut_meanwhile_is_not_cut_again() {
     let dataset = app.app.datasets.get("gottcha2").expect("dataset");
     labkey::plan(&app.pool, dataset, 100, None).await.expect("plan");
     let pending = async || labkey::in_state(&app.pool, "gottcha2", State::Pending, 0, 10).await.expect("deliveries");
-    sqlx::query("UPDATE labkey_deliveries SET attempts = 2, sent_at = now()").execute(&app.pool).await.expect("update");
+    let sent = "UPDATE labkey_deliveries SET attempts = 2, sent_at = now(), doubted_until = now()";
+    sqlx::query(sent).execute(&app.pool).await.expect("update");
     let [whole] = &pending().await[..] else { panic!("one delivery") };
     assert!(labkey::split(&app.pool, whole, 5, 4).await.expect("answer").is_some());
     assert!(labkey::split(&app.pool, whole, 5, 4).await.expect("answer").is_none());
@@ -431,6 +451,8 @@ async fn a_delivery_that_was_cut_meanwhile_is_not_cut_again() {
         pending().await.iter().all(|one| one.attempts == 2 && one.age.is_some()),
         "LabKey may have the rows of both"
     );
+    let doubted = "SELECT count(*) FROM labkey_deliveries WHERE doubted_until IS NOT NULL";
+    assert_eq!(app.scalar::<i64>(doubted).await, 2);
 }
 
 #[tokio::test]

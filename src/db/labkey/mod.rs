@@ -167,20 +167,23 @@ pub async fn release(pool: &PgPool, ids: &[i64], holder: &str, is_doubted: bool)
 }
 
 /// Cuts a pending delivery in two before the row at `middle`, which has `before` rows before it; none when it is no more
-/// what it was, since somebody else has cut it or has it in hand. The rows of both have been sent as often as the whole.
+/// what it was, since somebody else has cut it, has it in hand or removes its submission, which would leave the second half
+/// behind. The rows of both have been sent as often as the whole.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn split(pool: &PgPool, delivery: &Delivery, middle: i32, before: i32) -> Result<Option<[Delivery; 2]>> {
     let sql = format!(
         "-- labkey.split
-        WITH first AS (
+        WITH kept AS (SELECT FROM submissions WHERE id = $6 FOR KEY SHARE),
+        first AS (
             UPDATE labkey_deliveries SET last_ordinal = $2 - 1, rows = $3
-            WHERE id = $1 AND state = 'pending' AND last_ordinal = $4 AND rows = $3 + $5
-            RETURNING dataset, submission_id, record_prefix, attempts, sent_at)
+            WHERE id = $1 AND state = 'pending' AND last_ordinal = $4 AND rows = $3 + $5 AND EXISTS (SELECT FROM kept)
+            RETURNING dataset, submission_id, record_prefix, attempts, sent_at, doubted_until)
         INSERT INTO labkey_deliveries
-            (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows, attempts, sent_at)
-        SELECT dataset, submission_id, record_prefix, $2, $4, $5, attempts, sent_at FROM first RETURNING {WORK}"
+            (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows, attempts, sent_at, doubted_until)
+        SELECT dataset, submission_id, record_prefix, $2, $4, $5, attempts, sent_at, doubted_until FROM first
+        RETURNING {WORK}"
     );
     let second: Option<Delivery> = sqlx::query_as(AssertSqlSafe(sql))
         .bind(delivery.id)
@@ -188,6 +191,7 @@ pub async fn split(pool: &PgPool, delivery: &Delivery, middle: i32, before: i32)
         .bind(before)
         .bind(delivery.last_ordinal)
         .bind(delivery.rows - before)
+        .bind(delivery.submission_id)
         .fetch_optional(pool)
         .await?;
     let first = Delivery { last_ordinal: middle - 1, rows: before, ..delivery.clone() };
