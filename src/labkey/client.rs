@@ -447,7 +447,11 @@ async fn read(mut answer: Response, is_change: bool) -> Result<(Value, HeaderMap
     loop {
         match answer.chunk().await {
             Ok(Some(chunk)) if text.len() + chunk.len() <= ANSWER => text.extend_from_slice(&chunk),
-            Ok(Some(_)) => break,
+            Ok(Some(_)) => {
+                let failure = Failure::of_answer(status, None, None, is_change);
+                let reason = format!("LabKey's answer has more than {} MiB", ANSWER >> 20);
+                return Err(Failure { reason, ..failure });
+            }
             Ok(None) => break,
             Err(error) => return Err(Failure::of_exchange(&error.without_url(), is_change)),
         }

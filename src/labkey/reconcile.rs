@@ -35,13 +35,7 @@ impl Run<'_> {
                 return Ok(());
             }
             labkey::take_over(self.pool, self.dataset(), &self.holder).await?;
-            let mut rows = 0;
-            let few = found.into_iter().take_while(|one| {
-                let is_first = rows == 0;
-                rows += one.rows;
-                is_first || rows <= ROWS
-            });
-            let few: Vec<Delivery> = few.collect();
+            let few = few(found);
             let age = few.iter().map(Delivery::since_sent).min().unwrap_or_default();
             self.settle(few, age).await?;
         }
@@ -88,7 +82,7 @@ impl Run<'_> {
     pub(super) async fn remove_latecomers(&self) -> Result<()> {
         let mut after = 0;
         loop {
-            let page = labkey::doubted(self.pool, self.dataset(), after, 20).await?;
+            let page = few(labkey::doubted(self.pool, self.dataset(), after, DELIVERIES as i64).await?);
             let Some(last) = page.last().filter(|_| !self.lease.is_cancelled()) else { return Ok(()) };
             after = last.id;
             let is_certain = self.target.merges;
@@ -195,6 +189,17 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// The first of these deliveries, whose rows one answer can hold.
+fn few(found: Vec<Delivery>) -> Vec<Delivery> {
+    let mut rows = 0;
+    let few = found.into_iter().take_while(|one| {
+        let is_first = rows == 0;
+        rows += one.rows;
+        is_first || rows <= ROWS
+    });
+    few.collect()
 }
 
 /// How many rows the list holds of each attempt of some deliveries.

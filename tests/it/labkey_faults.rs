@@ -320,6 +320,18 @@ async fn a_delivery_is_not_cut_while_its_submission_is_being_removed() {
 }
 
 #[tokio::test]
+async fn what_may_have_come_twice_is_looked_up_by_so_many_rows_at_a_time() {
+    let (labkey, app) = lab(inserting(), &[("labkey.batch_size", "1")]).await;
+    app.store("/ingest-gottcha2", records("S1", 3)).await;
+    sync(&app).await;
+    let doubted = "UPDATE labkey_deliveries SET rows = 15000, doubted_until = now() + interval '1 hour'";
+    sqlx::query(doubted).execute(&app.pool).await.expect("update");
+    labkey.forget();
+    sync(&app).await;
+    assert_eq!(asked(&labkey, "query-getQuery"), 3);
+}
+
+#[tokio::test]
 async fn the_report_of_a_sync_tells_what_all_its_attempts_did() {
     let more = [("labkey.batch_size", "1"), ("labkey.requests", "1"), ("labkey.patience", "300ms")];
     let (labkey, app) = lab(inserting(), &[&more[..], &[("labkey.sync_wait", "100ms")]].concat()).await;
@@ -711,13 +723,16 @@ async fn secrets_are_printed_nowhere() {
 
 #[tokio::test]
 async fn a_page_for_people_is_not_taken_for_labkey() {
-    let page = axum::Router::new().fallback(async || axum::response::Html("<html>Welcome</html>"));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
-    let url = format!("http://{}", listener.local_addr().expect("address"));
-    tokio::spawn(async move { axum::serve(listener, page).await.expect("serve") });
-    let app = TestApp::with(&crate::labkey::settings(&url)).await;
-    app.store("/ingest-gottcha2", RECORD).await;
-    let report = sync(&app).await;
-    assert!(report["errors"][0].as_str().expect("error").contains("no LabKey server"), "{report}");
-    assert_eq!(report["remaining"], 1);
+    let huge = " ".repeat(65 * 1024 * 1024);
+    for (page, said) in [("<html>Welcome</html>".to_owned(), "no LabKey server"), (huge, "more than 64 MiB")] {
+        let page = axum::Router::new().fallback(async move || axum::response::Html(page));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
+        let url = format!("http://{}", listener.local_addr().expect("address"));
+        tokio::spawn(async move { axum::serve(listener, page).await.expect("serve") });
+        let app = TestApp::with(&crate::labkey::settings(&url)).await;
+        app.store("/ingest-gottcha2", RECORD).await;
+        let report = sync(&app).await;
+        assert!(report["errors"][0].as_str().expect("error").contains(said), "{report}");
+        assert_eq!(report["remaining"], 1);
+    }
 }
