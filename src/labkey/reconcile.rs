@@ -67,6 +67,9 @@ impl Run<'_> {
                 Found::Part(rows) => self.contradicts(&one, rows).await?,
             }
         }
+        // It may be an earlier attempt that was found, and the last one still arrive.
+        let repeated: Vec<i64> = there.iter().filter(|one| one.attempts > 1).map(|one| one.id).collect();
+        labkey::doubt(self.pool, &repeated).await?;
         if !there.is_empty() {
             self.completed(&there, &Outcome::default()).await?;
         }

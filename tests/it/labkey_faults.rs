@@ -332,6 +332,23 @@ async fn what_may_have_come_twice_is_looked_up_by_so_many_rows_at_a_time() {
 }
 
 #[tokio::test]
+async fn an_attempt_that_may_still_arrive_is_looked_for_when_an_earlier_one_is_found() {
+    let (_labkey, app) = lab(inserting(), &[]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    sync(&app).await;
+    let doubted = async || {
+        app.scalar::<i64>("SELECT count(*) FROM labkey_deliveries WHERE doubted_until > now() + interval '59 min'")
+            .await
+    };
+    for (attempts, doubts) in [(1, 0), (2, 1)] {
+        let lost = "UPDATE labkey_deliveries SET state = 'unknown', attempts = $1";
+        sqlx::query(lost).bind(attempts).execute(&app.pool).await.expect("update");
+        assert_eq!(sync(&app).await["datasets"][0]["reconciled"], 1);
+        assert_eq!(doubted().await, doubts, "after {attempts} attempts");
+    }
+}
+
+#[tokio::test]
 async fn the_report_of_a_sync_tells_what_all_its_attempts_did() {
     let more = [("labkey.batch_size", "1"), ("labkey.requests", "1"), ("labkey.patience", "300ms")];
     let (labkey, app) = lab(inserting(), &[&more[..], &[("labkey.sync_wait", "100ms")]].concat()).await;

@@ -242,6 +242,19 @@ pub async fn doubted(pool: &PgPool, dataset: &str, after: i64, limit: i64) -> Re
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(dataset).bind(after).bind(limit).fetch_all(pool).await?)
 }
 
+/// Begins the doubt about deliveries of which LabKey may still get the rows once more.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn doubt(pool: &PgPool, ids: &[i64]) -> Result<()> {
+    let sql = format!(
+        "-- labkey.doubt
+        UPDATE labkey_deliveries SET doubted_until = now() + {DOUBT} WHERE id = ANY($1)"
+    );
+    sqlx::query(AssertSqlSafe(sql)).bind(ids).execute(pool).await?;
+    Ok(())
+}
+
 /// Ends the doubt about deliveries that were looked for, if their time is over or there is none to be had.
 ///
 /// # Errors
