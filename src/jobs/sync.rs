@@ -29,7 +29,10 @@ pub async fn run(app: &App, lease: &Lease, dataset: &str) -> Result<bool> {
             telemetry::labkey_error(dataset, error.reason());
             deliveries::record(&app.pool, dataset, Some((error.reason(), &error.to_string()))).await?;
         }
-        Ok(()) => deliveries::record(&app.pool, dataset, None).await?,
+        Ok(()) => {
+            let stays = report.stays.as_deref().map(|why| ("removal", why));
+            deliveries::record(&app.pool, dataset, stays).await?;
+        }
     }
     tracing::info!(
         dataset,

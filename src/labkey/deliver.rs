@@ -135,10 +135,11 @@ impl Run<'_> {
             FailureKind::Duplicate => {
                 // Perhaps these very rows, which came by a request whose end was never heard of.
                 let missing = self.settle(group, Duration::MAX).await?;
+                let missing = labkey::claim(self.pool, &ids(&missing), &self.holder).await?;
                 if missing.is_empty() {
+                    // They are, or they were withdrawn meanwhile.
                     return Ok(Posted::Done);
                 }
-                let missing = labkey::claim(self.pool, &ids(&missing), &self.holder).await?;
                 self.refused(&missing, &ids(&missing), &failure.reason).await
             }
             FailureKind::Unknown => {
@@ -174,6 +175,10 @@ impl Run<'_> {
             return Ok(Posted::Halve);
         }
         let claimed = labkey::claim(self.pool, &ids(group), &self.holder).await?;
+        if claimed.is_empty() {
+            // Withdrawn meanwhile.
+            return Ok(Posted::Done);
+        }
         let reason = "rows of this delivery are missing in the dataset's table";
         self.mark(&ids(&claimed), State::Failed, &Outcome { error: Some(reason), ..Outcome::default() }).await?;
         self.tally.failed.fetch_add(rows_of(&claimed) as u64, Ordering::Relaxed);
@@ -208,7 +213,7 @@ impl Run<'_> {
         let Some(whole) = group.pop() else { return Ok(Vec::new()) };
         let before = whole.rows / 2;
         let Some(middle) = labkey::ordinal_at(self.pool, &self.target.list.dataset, &whole, before).await? else {
-            // Withdrawn meanwhile.
+            self.incomplete(&[whole]).await?;
             return Ok(Vec::new());
         };
         let halves = labkey::split(self.pool, &whole, middle, before).await?;

@@ -118,7 +118,7 @@ impl Run<'_> {
         if !matches!(failure.kind, FailureKind::Permission | FailureKind::Invalid) {
             return Err(failure);
         }
-        self.tally.error(format!("{what} cannot be removed from LabKey: {}", failure.reason));
+        self.tally.stays(format!("{what} cannot be removed from LabKey: {}", failure.reason));
         telemetry::labkey_error(self.dataset(), "removal");
         Ok(failure.reason)
     }

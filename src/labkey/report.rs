@@ -39,6 +39,9 @@ pub struct DatasetReport {
     /// From beginning to end.
     #[schema(example = 0.9, minimum = 0)]
     pub duration_seconds: f64,
+    /// Why rows stay in LabKey that were removed or replaced here, if they do. Successors wait for that.
+    #[serde(skip)]
+    pub stays: Option<String>,
 }
 
 impl DatasetReport {
@@ -71,6 +74,7 @@ pub(super) struct Tally {
     pub reconciled: AtomicU64,
     pub removed: AtomicU64,
     errors: Mutex<Vec<String>>,
+    stays: Mutex<Option<String>>,
 }
 
 impl Tally {
@@ -84,6 +88,7 @@ impl Tally {
             reconciled: zero(),
             removed: zero(),
             errors: Mutex::default(),
+            stays: Mutex::default(),
         }
     }
 
@@ -92,6 +97,12 @@ impl Tally {
         if errors.len() < ERRORS && !errors.contains(&text) {
             errors.push(text);
         }
+    }
+
+    /// Rows stay in LabKey that are to be removed there.
+    pub(super) fn stays(&self, why: String) {
+        self.error(why.as_str());
+        *self.stays.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
     pub(super) fn report(&self, dataset: &str, remaining: u64) -> DatasetReport {
@@ -106,6 +117,7 @@ impl Tally {
             removed: number(&self.removed),
             errors: self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             duration_seconds: (self.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
+            stays: self.stays.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }

@@ -293,8 +293,15 @@ async fn rows_that_may_not_be_removed_are_named_and_their_successors_wait() {
     assert!(report["errors"][0].as_str().expect("error").contains("cannot be removed"), "{report}");
     assert_eq!((&report["uploaded"], &report["remaining"]), (&json!(1), &json!(2)), "{report}");
     assert_eq!(labkey.counts(LIST, "SampleId").into_keys().collect::<Vec<_>>(), ["old", "other", "third"]);
+    let last_error = async || {
+        let status = app.get("/labkey/status").await;
+        let lists = status["lists"].as_array().expect("lists");
+        lists.iter().find(|list| list["dataset"] == "gottcha2").expect("list")["last_error"].clone()
+    };
+    assert!(last_error().await.as_str().expect("error").contains("cannot be removed"));
     labkey.permit(&[Permission::Read, Permission::Insert, Permission::Update, Permission::Delete]);
     assert_eq!(sync(&app).await["remaining"], 0);
+    assert_eq!(last_error().await, Value::Null);
     assert_eq!(labkey.counts(LIST, "SampleId").into_keys().collect::<Vec<_>>(), ["new", "other", "third"]);
 }
 

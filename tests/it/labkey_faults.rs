@@ -349,6 +349,26 @@ async fn an_attempt_that_may_still_arrive_is_looked_for_when_an_earlier_one_is_f
 }
 
 #[tokio::test]
+async fn a_row_that_is_there_already_and_is_removed_meanwhile_does_not_count_as_refused() {
+    let list = crate::labkey::columns(List::keyed(LIST, "RecordKey")).column("DeliveryKey", Kind::Text);
+    let (labkey, app) = lab(list, &[("labkey.mode", "insert"), ("labkey.sync_wait", "100ms")]).await;
+    let receipt = app.store("/ingest-gottcha2", RECORD).await;
+    comes_to_hold(&labkey, &app, &[("S1", 1)]).await;
+    let unfinished = "SELECT count(*) FROM jobs WHERE finished_at IS NULL";
+    eventually("the sync ends", async || app.scalar::<i64>(unfinished).await == 0).await;
+    let other = "UPDATE labkey_deliveries SET state = 'pending', key = gen_random_uuid()";
+    sqlx::query(other).execute(&app.pool).await.expect("update");
+    labkey.forget();
+    labkey.inject("query-insertRows", Fault::Delay(Duration::from_millis(800)));
+    begin(&app).await;
+    eventually("the row is on its way", async || asked(&labkey, "query-insertRows") == 1).await;
+    remove(&app, &receipt).await;
+    let job = app.scalar::<uuid::Uuid>("SELECT id FROM jobs ORDER BY created_at DESC LIMIT 1").await;
+    let ended = app.finished(&job.to_string()).await;
+    assert_eq!(ended["report"]["failed"], 0, "{ended}");
+}
+
+#[tokio::test]
 async fn the_report_of_a_sync_tells_what_all_its_attempts_did() {
     let more = [("labkey.batch_size", "1"), ("labkey.requests", "1"), ("labkey.patience", "300ms")];
     let (labkey, app) = lab(inserting(), &[&more[..], &[("labkey.sync_wait", "100ms")]].concat()).await;
@@ -659,6 +679,19 @@ async fn rows_that_somebody_has_deleted_here_by_hand_hold_up_no_others() {
         (&json!(5), &json!(5), &json!(0)),
         "{report}"
     );
+    assert!(report["errors"][0].as_str().expect("error").contains("missing"), "{report}");
+}
+
+#[tokio::test]
+async fn a_large_delivery_of_which_somebody_has_deleted_rows_by_hand_is_named() {
+    let (_labkey, app) = lab(inserting(), &[("labkey.batch_bytes", "64KiB")]).await;
+    let wide = RECORD.replace("Orthoebolavirus zairense", &"y".repeat(3000));
+    app.store("/ingest-gottcha2", format!("{wide}\n").repeat(100)).await;
+    let dataset = app.app.datasets.get("gottcha2").expect("dataset");
+    labkey::plan(&app.pool, dataset, 100, None).await.expect("plan");
+    sqlx::query("DELETE FROM gottcha2_full WHERE ordinal > 40").execute(&app.pool).await.expect("delete");
+    let report = sync(&app).await;
+    assert_eq!((&report["failed"], &report["remaining"]), (&json!(100), &json!(0)), "{report}");
     assert!(report["errors"][0].as_str().expect("error").contains("missing"), "{report}");
 }
 
