@@ -1,4 +1,4 @@
-//! `labkey check` and `labkey sync`: LabKey from the command line.
+//! `labkey check`, `labkey sync` and `labkey restart`: LabKey from the command line.
 
 use clap::Subcommand;
 
@@ -6,9 +6,12 @@ use super::export::{PATIENCE, watch};
 use crate::app::App;
 use crate::config::Config;
 use crate::dataset::Datasets;
+use crate::db;
+use crate::db::embedded::Options;
+use crate::db::labkey::{Destination, destinations};
 use crate::error::{Error, Result};
 use crate::jobs::enqueue_sync;
-use crate::jobs::sync::configured;
+use crate::jobs::sync::{self, configured};
 use crate::jobs::worker::Workers;
 use crate::labkey::preflight::{self, ListCheck};
 use crate::labkey::report::DatasetReport;
@@ -18,13 +21,22 @@ use crate::serve::Database;
 /// What is done with LabKey.
 #[derive(Debug, Subcommand)]
 pub enum LabkeyCommand {
-    /// Compare LabKey's lists with what would be sent to them. Needs no database, and sends nothing.
+    /// Compare LabKey's lists with what would be sent to them, and with where rows went before. Sends nothing.
     Check,
     /// Deliver what is pending, now.
     Sync {
         /// This dataset only.
         #[arg(long, value_name = "NAME")]
         dataset: Option<String>,
+    },
+    /// Forget to which list the rows of a dataset were delivered, so that all of them go to the configured one.
+    Restart {
+        /// Whose rows.
+        #[arg(long, value_name = "NAME")]
+        dataset: String,
+        /// It is the same list under another name or address: what was delivered stays on record.
+        #[arg(long)]
+        keep_deliveries: bool,
     },
 }
 
@@ -40,23 +52,49 @@ pub async fn run(config: Config, command: &LabkeyCommand) -> Result<String> {
             // This process is to do this work, whatever the service's share is, and no other.
             config.labkey.slots = config.labkey.slots.max(1);
             config.export.slots = 0;
-            let database = Database::open(&config).await?;
-            let app = App::new(config, &database.url)?;
-            let done = sync(&app, dataset.as_deref()).await;
-            app.pool.close().await;
-            database.close().await?;
-            done
+            with_app(config, async |app| sync(app, dataset.as_deref()).await).await
+        }
+        LabkeyCommand::Restart { dataset, keep_deliveries } => {
+            with_app(config, async |app| restart(app, dataset, *keep_deliveries).await).await
         }
     }
+}
+
+/// Does something over the configured database.
+async fn with_app(config: Config, work: impl AsyncFnOnce(&App) -> Result<String>) -> Result<String> {
+    let database = Database::open(&config).await?;
+    let app = App::new(config, &database.url)?;
+    let done = work(&app).await;
+    app.pool.close().await;
+    database.close().await?;
+    done
 }
 
 async fn check(config: &Config) -> Result<String> {
     let datasets = Datasets::load(config.datasets.dir.as_deref()).map_err(Error::Definitions)?;
     let labkey = Labkey::open(&config.labkey, &datasets)?;
     let labkey = labkey.ok_or_else(|| Error::Environment("labkey.server_url is not set".into()))?;
-    let (user, checks) = preflight::all(&labkey).await?;
-    let text = described(&labkey, &user, &checks);
+    let before = before(config).await;
+    let known = before.as_deref().unwrap_or_default();
+    let (user, checks) = preflight::all(&labkey, known).await?;
+    let mut text = described(&labkey, &user, &checks);
+    if let Err(error) = &before {
+        text += &format!("where rows went before is not known: {error}\n");
+    }
     if checks.iter().any(|check| !check.problems.is_empty()) { Err(Error::Environment(text)) } else { Ok(text) }
+}
+
+/// Where rows went before. For that alone no database is made.
+async fn before(config: &Config) -> Result<Vec<Destination>> {
+    if config.database.url.is_none() && !Options::below(&config.data_dir).dir.exists() {
+        return Ok(Vec::new());
+    }
+    let database = Database::open(config).await?;
+    let pool = db::pool(&database.url, &config.database)?;
+    let before = destinations(&pool).await;
+    pool.close().await;
+    database.close().await?;
+    before
 }
 
 fn described(labkey: &Labkey, user: &User, checks: &[ListCheck]) -> String {
@@ -69,6 +107,20 @@ fn described(labkey: &Labkey, user: &User, checks: &[ListCheck]) -> String {
         lines.extend(check.problems.iter().map(|problem| format!("  problem: {problem}")));
     }
     lines.join("\n") + "\n"
+}
+
+async fn restart(app: &App, dataset: &str, keeps: bool) -> Result<String> {
+    app.prepare().await?;
+    let (before, forgotten) = sync::restart(app, dataset, keeps).await?;
+    let list = before.map_or_else(|| "no list that is known".to_owned(), |before| before.to_string());
+    Ok(if keeps {
+        format!("{dataset}: what was delivered to {list} counts as delivered to the configured list\n")
+    } else {
+        format!(
+            "{dataset}: {forgotten} deliveries to {list} are forgotten, and all rows go to the configured list; those in the \
+             former are left there\n"
+        )
+    })
 }
 
 async fn sync(app: &App, dataset: Option<&str>) -> Result<String> {

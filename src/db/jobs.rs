@@ -256,6 +256,15 @@ pub async fn by_dedupe_key(connection: &mut PgConnection, key: &str) -> Result<O
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(key).fetch_optional(connection).await?)
 }
 
+/// Lets no job begin or end until the transaction ends.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn hold(connection: &mut PgConnection) -> Result<()> {
+    sqlx::query("-- jobs.hold\nLOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE").execute(connection).await?;
+    Ok(())
+}
+
 /// The job of that alone key that waits or runs.
 ///
 /// # Errors

@@ -238,7 +238,7 @@ pub struct StatusBody {
     breaker: &'static str,
     /// Whether rows are delivered by themselves.
     auto_upload: bool,
-    /// How each list compares with what would be sent; without problems when LabKey could not be asked.
+    /// How each list compares with what would be sent, if LabKey could be asked, and with where rows went before.
     lists: Vec<ListStatus>,
 }
 
@@ -276,7 +276,8 @@ pub async fn labkey_status(State(http): State<Http>) -> Result<Json<StatusBody>,
         auto_upload: labkey.config.auto_upload,
         lists: Vec::new(),
     };
-    let checks = match preflight::all(&labkey).await {
+    let before = labkey::destinations(&http.app.pool).await?;
+    let checks = match preflight::all(&labkey, &before).await {
         Ok((user, checks)) => {
             status.connected = true;
             status.user = Some(user.email);
@@ -285,7 +286,7 @@ pub async fn labkey_status(State(http): State<Http>) -> Result<Json<StatusBody>,
         Err(failure) => {
             status.reason = Some(failure.kind.as_str());
             status.problem = Some(failure.reason);
-            labkey.lists.iter().map(ListCheck::of).collect()
+            labkey.lists.iter().map(|list| ListCheck::of(list).after(&labkey, &before)).collect()
         }
     };
     let syncs = labkey::last_syncs(&http.app.pool).await?;

@@ -152,7 +152,12 @@ pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewE
 /// A database out of reach.
 pub async fn enqueue_sync(connection: &mut PgConnection, dataset: &str) -> Result<(Job, bool)> {
     let work = Work::LabkeySync { dataset: dataset.to_owned() };
-    enqueue_alone(connection, &work, &format!("labkey_sync:{dataset}"), SYNC_ATTEMPTS).await
+    enqueue_alone(connection, &work, &sync_key(dataset), SYNC_ATTEMPTS).await
+}
+
+/// Of that key there is one sync of a dataset at a time.
+fn sync_key(dataset: &str) -> String {
+    format!("labkey_sync:{dataset}")
 }
 
 /// Makes a job of which only one waits or runs: a new one, or that one. Says whether it is new.

@@ -7,7 +7,7 @@ use chrono::Utc;
 
 use crate::app::App;
 use crate::db::jobs::{self, Lease};
-use crate::db::labkey as deliveries;
+use crate::db::labkey::{self as deliveries, Destination};
 use crate::error::{Error, Result};
 use crate::labkey::{Labkey, preflight, sync};
 use crate::telemetry;
@@ -51,7 +51,9 @@ pub async fn run(app: &App, lease: &Lease, dataset: &str) -> Result<bool> {
 /// are rows to deliver.
 pub async fn preflight(app: App) {
     let Some(labkey) = &app.labkey else { return };
-    match preflight::all(labkey).await {
+    // Before the database is there it is LabKey alone that is looked at.
+    let before = deliveries::destinations(&app.pool).await.unwrap_or_default();
+    match preflight::all(labkey, &before).await {
         Ok((user, checks)) => {
             tracing::info!(user = user.email, lists = checks.len(), "LabKey is there");
             for (list, check) in labkey.lists.iter().zip(checks) {
@@ -62,6 +64,26 @@ pub async fn preflight(app: App) {
         }
         Err(failure) => tracing::error!(problem = failure.reason, "LabKey cannot be used"),
     }
+}
+
+/// Forgets which list the rows of a dataset went to, and answers with it and with how many deliveries are forgotten: all, so
+/// that every row is pending again, or none when `keeps` says that it is the same list under another name.
+///
+/// # Errors
+/// A dataset that is not delivered, a sync of it that runs, a database out of reach.
+pub async fn restart(app: &App, dataset: &str, keeps: bool) -> Result<(Option<Destination>, u64)> {
+    configured(app)?.list(dataset)?;
+    let mut transaction = app.pool.begin().await?;
+    let forgotten = if keeps { 0 } else { deliveries::forget_deliveries(&mut transaction, dataset).await? };
+    let before = deliveries::forget_destination(&mut transaction, dataset).await?;
+    // At the end, since no work goes on meanwhile. A sync that began before is found, and one that comes later finds this.
+    jobs::hold(&mut transaction).await?;
+    let sync = jobs::unfinished(&mut transaction, &super::sync_key(dataset)).await?;
+    if sync.is_some_and(|sync| sync.state == "running") {
+        return Err(Error::Conflict(format!("a sync of {dataset} runs: stop it, or wait for its end")));
+    }
+    transaction.commit().await?;
+    Ok((before, forgotten))
 }
 
 /// The configured LabKey server.

@@ -9,6 +9,7 @@ use super::failure::{Failure, FailureKind};
 use super::list::{DELIVERY_KEY, Fit, List, RECORD_KEY, Target, takes};
 use crate::config::Mode;
 use crate::dataset::Kind;
+use crate::db::labkey::Destination;
 
 /// How rows are sent.
 #[derive(utoipa::ToSchema)]
@@ -53,15 +54,15 @@ struct Found {
     key: String,
 }
 
-/// Who we are for LabKey, and how all lists compare.
+/// Who we are for LabKey, and how all lists compare, also with where rows went before.
 ///
 /// # Errors
 /// A server that does not answer, or does not let us in.
-pub async fn all(labkey: &Labkey) -> Result<(User, Vec<ListCheck>), Failure> {
+pub async fn all(labkey: &Labkey, before: &[Destination]) -> Result<(User, Vec<ListCheck>), Failure> {
     let user = labkey.client.whoami().await?;
     let mut checks = Vec::new();
     for list in &labkey.lists {
-        checks.push(check(&labkey.client, list).await?);
+        checks.push(check(labkey, list, before).await?);
     }
     Ok((user, checks))
 }
@@ -70,7 +71,11 @@ pub async fn all(labkey: &Labkey) -> Result<(User, Vec<ListCheck>), Failure> {
 ///
 /// # Errors
 /// A server that does not answer, or does not let us in.
-pub async fn check(client: &Client, list: &List) -> Result<ListCheck, Failure> {
+pub async fn check(labkey: &Labkey, list: &List, before: &[Destination]) -> Result<ListCheck, Failure> {
+    Ok(look(&labkey.client, list).await?.after(labkey, before))
+}
+
+async fn look(client: &Client, list: &List) -> Result<ListCheck, Failure> {
     match client.details(list.list_name()).await {
         Ok(details) => Ok(compare(list, &details)),
         Err(failure) if failure.kind == FailureKind::Configuration => {
@@ -93,6 +98,40 @@ impl ListCheck {
             target: None,
             kind: FailureKind::Configuration,
         }
+    }
+
+    /// Where rows go to the list.
+    #[must_use]
+    pub fn destination(&self, labkey: &Labkey) -> Destination {
+        let folder = labkey.config.project_path.as_deref().unwrap_or_default();
+        Destination {
+            dataset: self.dataset.clone(),
+            server: labkey.config.server_url.as_deref().unwrap_or_default().trim_end_matches('/').to_owned(),
+            folder: format!("/{}", folder.trim_matches('/')),
+            schema: self.schema.clone(),
+            list: self.list.clone(),
+            mode: self.mode.unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The check with a problem more when the dataset's rows went elsewhere before: what is on record of them is not true
+    /// of this list.
+    #[must_use]
+    pub fn after(mut self, labkey: &Labkey, before: &[Destination]) -> Self {
+        let Some(before) = before.iter().find(|before| before.dataset == self.dataset) else { return self };
+        let mut now = self.destination(labkey);
+        if self.mode.is_none() {
+            // It is not known yet.
+            now.mode.clone_from(&before.mode);
+        }
+        if !now.is_same(before) {
+            self.problems.push(format!(
+                "rows went to {before} before, and would go to {now}: configure the former again, or let \
+                 `nvd-support-car labkey restart --dataset {}` send all rows to the latter",
+                self.dataset
+            ));
+        }
+        self
     }
 
     /// The list as a target.

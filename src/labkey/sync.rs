@@ -78,9 +78,10 @@ async fn walk(
 ) -> Result<()> {
     lease.progress.enter("check");
     labkey.client.patiently(|| labkey.client.whoami()).await?;
-    let check = preflight::check(&labkey.client, list).await?;
+    let check = preflight::check(labkey, list, &labkey::destinations(pool).await?).await?;
     let holder = format!("{}/{}", lease.id, lease.attempt);
     let run = Run { pool, labkey, target: check.target(list)?, lease, is_busy, holder, tally };
+    labkey::go_to(pool, &check.destination(labkey)).await?;
     labkey::take_over(pool, &list.dataset.name, &run.holder).await?;
     loop {
         lease.progress.enter("reconcile");
@@ -180,7 +181,7 @@ fn grouped(deliveries: Vec<Delivery>, rows: usize) -> VecDeque<Vec<Delivery>> {
 pub async fn rehearse(pool: &PgPool, labkey: &Labkey, list: &List) -> Result<DatasetReport> {
     let tally = Tally::new();
     labkey.client.whoami().await?;
-    let check = preflight::check(&labkey.client, list).await?;
+    let check = preflight::check(labkey, list, &labkey::destinations(pool).await?).await?;
     match check.target(list) {
         Ok(target) => check_rows(pool, labkey, &target, &tally).await?,
         Err(failure) => tally.error(failure.reason),

@@ -387,7 +387,7 @@ async fn the_command_line_checks_the_lists_and_delivers() {
         .expect("config");
     let run = async |command: &'static str| {
         let mut binary = binary(folder.path());
-        binary.arg("--config").arg(&file).args(["labkey", command]).env("DATABASE_URL", &database_url);
+        binary.arg("--config").arg(&file).arg("labkey").args(command.split(' ')).env("DATABASE_URL", &database_url);
         binary.env("LABKEY_SERVER_URL", &labkey.url).env("LABKEY_PROJECT_PATH", CONTAINER).env("LABKEY_API_KEY", KEY);
         tokio::task::spawn_blocking(move || binary.output().expect("run")).await.expect("task")
     };
@@ -417,4 +417,22 @@ async fn the_command_line_checks_the_lists_and_delivers() {
         assert_eq!(refused.status.code(), Some(1));
         assert!(text(&refused.stderr).contains("`DoC`"), "{}", text(&refused.stderr));
     }
+    labkey.change(LIST, |list| list.rename("Depth", "DoC"));
+    labkey.add(columns(List::keyed("elsewhere", "RecordKey")));
+    let lists = std::fs::read_to_string(&file).expect("config");
+    std::fs::write(&file, lists + "[[labkey.lists]]\ndataset = \"gottcha2\"\nlist = \"elsewhere\"\n").expect("config");
+    for command in ["check", "sync"] {
+        let refused = run(command).await;
+        assert_eq!(refused.status.code(), Some(1));
+        let said = text(&refused.stderr);
+        for part in ["lists.gottcha2_results in", "lists.elsewhere in", "labkey restart --dataset gottcha2"] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+    let restarted = run("restart --dataset gottcha2").await;
+    assert!(restarted.status.success(), "{}", text(&restarted.stderr));
+    let said = text(&restarted.stdout);
+    assert!(said.contains("1 deliveries to lists.gottcha2_results in") && said.contains("left there"), "{said}");
+    assert!(run("sync").await.status.success());
+    assert_eq!((labkey.rows("elsewhere").len(), labkey.rows(LIST).len()), (1, 1));
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nvd_support_car::db::labkey::{self, State};
+use nvd_support_car::jobs::sync::restart;
 use nvd_support_car::labkey::Labkey;
 use serde_json::{Value, json};
 
@@ -530,6 +531,74 @@ async fn what_was_refused_is_delivered_once_the_reason_is_gone_and_somebody_asks
     assert_eq!(sync(&app).await["uploaded"], 1);
     holds_once(&labkey, 2);
     assert_eq!(app.get("/labkey/failures").await, json!([]));
+}
+
+/// As if what was delivered so far had gone to another list.
+async fn deliver_elsewhere(app: &TestApp) {
+    let other = "UPDATE labkey_destinations SET list = 'elsewhere'";
+    assert_eq!(sqlx::query(other).execute(&app.pool).await.expect("update").rows_affected(), 1);
+}
+
+#[tokio::test]
+async fn rows_that_went_to_another_list_are_not_looked_for_in_this_one() {
+    for list in [inserting(), merging()] {
+        let (labkey, app) = lab(list, &[]).await;
+        let receipt = app.store("/ingest-gottcha2", records("S1", 5)).await;
+        app.store("/ingest-gottcha2", records("S2", 3)).await;
+        sync(&app).await;
+        deliver_elsewhere(&app).await;
+        labkey.change(LIST, List::clear);
+        remove(&app, &receipt).await;
+        app.store("/ingest-gottcha2", records("S3", 2)).await;
+        labkey.forget();
+        let report = sync(&app).await;
+        let error = report["errors"][0].as_str().expect("error");
+        assert!(error.contains("lists.elsewhere in") && error.contains("lists.gottcha2_results in"), "{report}");
+        assert_eq!((&report["uploaded"], &report["remaining"], &report["failed"]), (&json!(0), &json!(2), &json!(0)));
+        assert_eq!(asked(&labkey, "query-getQuery") + asked(&labkey, "query-saveRows"), 0);
+        assert_eq!(app.scalar::<i64>("SELECT count(*) FROM labkey_deliveries WHERE removed_at IS NOT NULL").await, 0);
+        labkey.revoke();
+        let status = app.get("/labkey/status").await;
+        let lists = status["lists"].as_array().expect("lists");
+        let own = lists.iter().find(|list| list["dataset"] == "gottcha2").expect("list");
+        assert!(own["problems"][0].as_str().expect("problem").contains("lists.elsewhere in"), "{status}");
+        labkey.restore();
+        let (before, forgotten) = restart(&app.app, "gottcha2", false).await.expect("restart");
+        assert_eq!((before.expect("list").list.as_str(), forgotten), ("elsewhere", 2));
+        assert_eq!(app.get("/labkey/stats").await["pending_count"], 5);
+        assert_eq!(sync(&app).await["uploaded"], 5);
+        assert_eq!(labkey.counts(LIST, "SampleId"), [("S2".to_owned(), 3), ("S3".to_owned(), 2)].into());
+        holds_once(&labkey, 5);
+    }
+}
+
+#[tokio::test]
+async fn a_list_that_has_got_another_name_keeps_its_record() {
+    let (labkey, app) = lab(inserting(), &[]).await;
+    let receipt = app.store("/ingest-gottcha2", records("S1", 5)).await;
+    sync(&app).await;
+    deliver_elsewhere(&app).await;
+    restart(&app.app, "gottcha2", true).await.expect("restart");
+    assert_eq!(sync(&app).await["uploaded"], 0);
+    holds_once(&labkey, 5);
+    remove(&app, &receipt).await;
+    comes_to_hold(&labkey, &app, &[]).await;
+    // What is there no more binds nobody.
+    deliver_elsewhere(&app).await;
+    app.store("/ingest-gottcha2", records("S2", 1)).await;
+    comes_to_hold(&labkey, &app, &[("S2", 1)]).await;
+}
+
+#[tokio::test]
+async fn deliveries_are_not_forgotten_while_they_are_sent() {
+    let (labkey, app) = lab(inserting(), &[("labkey.sync_wait", "100ms")]).await;
+    app.store("/ingest-gottcha2", records("S1", 5)).await;
+    labkey.inject("query-insertRows", Fault::Delay(Duration::from_millis(1500)));
+    begin(&app).await;
+    eventually("the rows are on their way", async || asked(&labkey, "query-insertRows") == 1).await;
+    let refusal = restart(&app.app, "gottcha2", false).await.expect_err("refused");
+    assert!(refusal.to_string().contains("a sync of gottcha2 runs"), "{refusal}");
+    eventually("the rows are there", async || app.get("/labkey/stats").await["uploaded_count"] == 5).await;
 }
 
 #[tokio::test]

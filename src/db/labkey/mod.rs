@@ -1,5 +1,6 @@
 //! Deliveries to LabKey: ranges of rows, and how far each is. What is not planned yet is found through the submissions.
 
+mod destinations;
 pub mod log;
 mod plan;
 mod stats;
@@ -12,6 +13,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use crate::dataset::{Dataset, sql};
 use crate::error::Result;
 
+pub use destinations::{Destination, destinations, forget_deliveries, forget_destination, go_to};
 pub use plan::{Successor, next_unplanned, plan, plan_one, successors, unplan};
 pub use stats::{LastSync, Stats, any_work, last_syncs, record, stats};
 pub use withdrawn::{removed, withdraw, withdrawn, withdrawn_of};
