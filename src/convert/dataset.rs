@@ -139,9 +139,10 @@ impl<'w> Converted<'w> {
             .then(|| format!("already exists, skipping ({} rows from {})", known.rows, known.name))
     }
 
-    /// The columns of earlier files.
+    /// The columns of earlier files, and of their folders.
     pub fn columns(&self) -> impl Iterator<Item = &ColumnNote> {
-        self.held.iter().flat_map(|held| &held.columns).filter(|column| column.name != "extra")
+        let columns = self.held.iter().flat_map(|held| held.columns.iter().chain(&held.partition_columns));
+        columns.filter(|column| column.name != "extra")
     }
 
     /// Makes ready for rows of that definition.
@@ -158,7 +159,9 @@ impl<'w> Converted<'w> {
         plan.is_searched = true;
         plan.leave_out(&[TIME_COLUMN.to_owned()]);
         plan.leave_out(&wish.partitioning.by);
-        for column in &plan.columns {
+        let mut columns = manifest::columns(&plan);
+        let mut partition_columns = manifest::partition_columns(dataset, &wish.partitioning);
+        for column in columns.iter().chain(&partition_columns) {
             if let Some(held) = self.columns().find(|held| held.name == column.name && held.kind != column.kind) {
                 return Err(Error::Conflict(format!(
                     "`{}` is of kind {:?} in {}, and of kind {:?} here: choose another folder, or a definition that says \
@@ -171,11 +174,15 @@ impl<'w> Converted<'w> {
             }
         }
         let params = Params::parse(dataset, &wish.values).map_err(Error::Faults)?;
-        let mut columns = manifest::columns(&plan);
         if wish.dataset.is_none() {
-            columns.iter_mut().for_each(|column| column.header = infer::header(dataset, &column.name));
+            let all = columns.iter_mut().chain(&mut partition_columns);
+            all.for_each(|column| column.header = infer::header(dataset, &column.name));
         }
-        let mut held = self.held.take().unwrap_or_else(|| Manifest::new(&plan, &wish.partitioning, SOURCE));
+        // The kinds of an earlier version's folders are not known, and stay so: their values may be anything.
+        let mut held = self
+            .held
+            .take()
+            .unwrap_or_else(|| Manifest { partition_columns, ..Manifest::new(&plan, &wish.partitioning, SOURCE) });
         held.columns.retain(|known| columns.iter().all(|column| column.name != known.name));
         held.columns = columns.into_iter().chain(held.columns).collect();
         held.title.clone_from(&dataset.title);

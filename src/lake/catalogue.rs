@@ -119,7 +119,11 @@ async fn write(place: &Place<'_>, files: [(&str, String); 4]) -> Result<()> {
 /// The columns that stand in paths, and the types of their values in DuckDB.
 fn partition_columns(manifest: &Manifest) -> Vec<(&str, &'static str)> {
     let levels = manifest.partitioning.temporal.iter().flat_map(|temporal| temporal.levels());
-    let by = manifest.partitioning.by.iter().map(|name| (name.as_str(), "VARCHAR"));
+    let by = manifest.partitioning.by.iter().map(|name| {
+        let known = manifest.partition_columns.iter().find(|column| column.name == *name);
+        // Where the manifest does not say it, as text every value can be read.
+        (name.as_str(), duckdb_type(known.map_or(Kind::Text, |column| column.kind)))
+    });
     levels.map(|level| (level.as_str(), "BIGINT")).chain(by).collect()
 }
 

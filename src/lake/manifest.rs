@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Format, Partitioning};
-use crate::dataset::Kind;
+use crate::dataset::{Dataset, Kind};
 use crate::db::lake::Visible;
 use crate::error::{Error, Result};
 use crate::export::spec::Plan;
@@ -42,6 +42,9 @@ pub struct Manifest {
     pub partitioning: Partitioning,
     /// The columns of files that are written now; earlier files may lack some.
     pub columns: Vec<ColumnNote>,
+    /// The columns whose values have folders. Unknown of manifests of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub partition_columns: Vec<ColumnNote>,
     /// Its partitions, in the order of their paths.
     pub partitions: Vec<Partition>,
     /// The files that its rows were taken from, where they never were in a database.
@@ -133,6 +136,19 @@ pub struct Retired {
     pub at: DateTime<Utc>,
 }
 
+impl ColumnNote {
+    fn new(dataset: &Dataset, name: &str, kind: Kind) -> Self {
+        let known = dataset.columns.iter().find(|known| known.name == name);
+        Self {
+            name: name.to_owned(),
+            kind,
+            description: known.map(|known| known.description.clone()),
+            unit: known.and_then(|known| known.unit.clone()),
+            header: None,
+        }
+    }
+}
+
 impl Input {
     /// Whether it holds the same rows as another, however these are read.
     fn is_same(&self, other: &Self) -> bool {
@@ -160,6 +176,7 @@ impl Manifest {
             format: plan.format,
             partitioning: partitioning.clone(),
             columns: columns(plan),
+            partition_columns: partition_columns(&plan.dataset, partitioning),
             partitions: Vec::new(),
             inputs: Vec::new(),
             retired: Vec::new(),
@@ -261,17 +278,14 @@ impl Manifest {
 /// The columns of a plan, for readers.
 #[must_use]
 pub fn columns(plan: &Plan) -> Vec<ColumnNote> {
-    let note = |column: &crate::export::spec::Selected| {
-        let known = plan.dataset.columns.iter().find(|known| known.name == column.name);
-        ColumnNote {
-            name: column.name.clone(),
-            kind: column.kind,
-            description: known.map(|known| known.description.clone()),
-            unit: known.and_then(|known| known.unit.clone()),
-            header: None,
-        }
-    };
-    plan.columns.iter().map(note).collect()
+    plan.columns.iter().map(|column| ColumnNote::new(&plan.dataset, &column.name, column.kind)).collect()
+}
+
+/// The columns whose values have folders, for readers.
+#[must_use]
+pub fn partition_columns(dataset: &Dataset, partitioning: &Partitioning) -> Vec<ColumnNote> {
+    let known = partitioning.by.iter().filter_map(|name| dataset.columns.iter().find(|column| column.name == *name));
+    known.map(|column| ColumnNote::new(dataset, &column.name, column.kind)).collect()
 }
 
 /// The digest of the names and types of columns.

@@ -302,8 +302,11 @@ impl Run<'_> {
         let partitions = self.carry_out(&writing, tasks).await?;
         drop(writing);
         let columns = manifest::columns(&wish.plan);
-        if is_outdated || !partitions.is_empty() || self.manifest.columns != columns {
+        let partition_columns = manifest::partition_columns(wish.dataset(), &wish.partitioning);
+        let is_told = self.manifest.columns == columns && self.manifest.partition_columns == partition_columns;
+        if is_outdated || !partitions.is_empty() || !is_told {
             self.manifest.columns = columns;
+            self.manifest.partition_columns = partition_columns;
             self.manifest.snapshot_at = Some(taken_at);
             self.switch().await?;
         }

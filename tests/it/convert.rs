@@ -510,6 +510,28 @@ fn rows_of_many_partitions_in_any_order_lie_in_one_file_each() {
 }
 
 #[test]
+fn a_column_of_partitions_keeps_its_kind_and_what_contradicts_it_is_refused() {
+    let desk = Desk::new();
+    let numbers = desk.file("marks.csv", "Sample,N\nS1,10\nS2,9\n");
+    desk.good(&[&numbers, "--partition-by", "n"]);
+    let script = || fs::read_to_string(desk.out().join("duckdb.sql")).expect("script");
+    assert!(script().contains(r#""n": BIGINT"#), "{}", script());
+    desk.file("marks.csv", "Sample,N\nS1,11\n");
+    desk.good(&[&numbers, "--partition-by", "n"]);
+    assert!(script().contains(r#""n": BIGINT"#), "{}", script());
+    desk.file("marks.csv", "Sample,N\nS1,ten\n");
+    let (code, _, errors) = desk.convert(&[&numbers, "--partition-by", "n"]);
+    assert!(code == 1 && errors.contains("`n` is of kind Int"), "{errors}");
+    // Earlier versions did not write the kind down: then it is text, which holds every value.
+    let path = desk.out().join("marks/_manifest.json");
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&path).expect("manifest")).expect("JSON");
+    manifest.as_object_mut().expect("object").remove("partition_columns").expect("kinds");
+    fs::write(&path, manifest.to_string()).expect("manifest");
+    desk.good(&[&numbers, "--partition-by", "n"]);
+    assert!(script().contains(r#""n": VARCHAR"#), "{}", script());
+}
+
+#[test]
 fn results_of_tools_are_taken_in_with_their_datasets() {
     let desk = Desk::new();
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");

@@ -455,6 +455,28 @@ async fn values_of_columns_have_folders_whatever_stands_in_them() {
 }
 
 #[tokio::test]
+async fn columns_of_partitions_have_the_types_of_their_kinds() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 3, "2026-01-01T12:00:00Z").await;
+    let lake = Lake::new(&json!({"by": ["read_count", "level"]}));
+    let types = || {
+        let read = |name: &str| std::fs::read_to_string(lake.folder.path().join(name)).expect("file");
+        let schema: Value = serde_json::from_str(&read("schema.json")).expect("JSON");
+        assert!(read("duckdb.sql").contains(r#"hive_types = {"read_count": BIGINT, "level": VARCHAR}"#));
+        schema["datasets"]["gottcha2"]["partition_columns"].clone()
+    };
+    let expected = json!([{"name": "read_count", "type": "BIGINT"}, {"name": "level", "type": "VARCHAR"}]);
+    lake.update(&app).await;
+    assert_eq!(types(), expected);
+    // Earlier versions did not write them down.
+    let mut manifest = lake.manifest();
+    manifest.as_object_mut().expect("object").remove("partition_columns").expect("kinds");
+    std::fs::write(lake.folder.path().join("gottcha2/_manifest.json"), manifest.to_string()).expect("manifest");
+    assert_eq!(lake.update(&app).await.unchanged, 1);
+    assert_eq!(types(), expected);
+}
+
+#[tokio::test]
 async fn a_row_removed_by_hand_is_refused_by_name_and_leaves_nothing_half_written() {
     let app = TestApp::start().await;
     store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;

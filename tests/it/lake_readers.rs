@@ -21,6 +21,12 @@ const BEFORE: &str = "name = 'hits'\ntable = 'hits'\ntitle = 'Hits'\ndescription
     [[columns]]\nname = 'read_count'\nkind = 'int'\ndescription = 'x'\n";
 const COLUMN: &str = "[[columns]]\nname = 'note'\nkind = 'text'\ndescription = 'x'\n";
 
+const MARKS: &str = "name = 'marks'\ntable = 'marks'\ntitle = 'Marks'\ndescription = 'Marks of a sample'\n\
+    [[columns]]\nname = 'sample_id'\nkind = 'text'\nrequired = true\ndescription = 'x'\n\
+    [[columns]]\nname = 'note'\nkind = 'text'\ndescription = 'x'\n\
+    [[columns]]\nname = 'n'\nkind = 'int'\ndescription = 'x'\n\
+    [[columns]]\nname = 'is_good'\nkind = 'bool'\ndescription = 'x'\n";
+
 async fn store(app: &TestApp, sample: &str, day: &str, note: Option<&str>) {
     let mut record = json!({"sample_id": sample, "taxid": "3052462", "name": "Orthoebolavirus", "read_count": 513});
     if let Some(note) = note {
@@ -34,10 +40,9 @@ async fn store(app: &TestApp, sample: &str, day: &str, note: Option<&str>) {
     }
 }
 
-async fn run(app: &App, storage: &Storage) {
-    let partitioning: Partitioning =
-        serde_json::from_value(json!({"temporal": "year,month,day"})).expect("partitioning");
-    let dataset = app.datasets.get("hits").expect("dataset");
+async fn run(app: &App, storage: &Storage, dataset: &str, partitioning: Value) {
+    let partitioning: Partitioning = serde_json::from_value(partitioning).expect("partitioning");
+    let dataset = app.datasets.get(dataset).expect("dataset");
     let wish = Wish::new(dataset, &ExportSpec::default(), &partitioning, false, &app.config.export).expect("wish");
     let place = Place { storage, folder: "", datasets: app.datasets.names() };
     lake::run(&app.pool, &app.config.export, &wish, &place, &Lease::new(Uuid::now_v7(), 1)).await.expect("run");
@@ -58,11 +63,31 @@ async fn readers_of_others_find_every_row_and_null_where_a_column_did_not_exist_
     let earlier = App::new(config, &app.database_url()).expect("app");
     store(&app, "S1", "2024-02-29", None).await;
     store(&app, "S2", "2026-11-01", None).await;
-    run(&earlier, &storage).await;
+    run(&earlier, &storage, "hits", json!({"temporal": "year,month,day"})).await;
     earlier.pool.close().await;
     store(&app, "S3", "2026-11-20", Some("seen twice")).await;
-    run(&app.app, &storage).await;
+    run(&app.app, &storage, "hits", json!({"temporal": "year,month,day"})).await;
     python::run("lake_readers.py", &[lake.path().to_str().expect("UTF-8"), "300", "153900", "200"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs NVD_PYTHON: a Python with what tests/python.txt names; .ci/run has one"]
+async fn readers_of_others_find_the_values_that_stand_in_paths() {
+    let definitions = tempfile::tempdir().expect("folder");
+    std::fs::write(definitions.path().join("marks.toml"), MARKS).expect("definition");
+    let app = TestApp::with(&[("datasets.dir", definitions.path().to_str().expect("UTF-8"))]).await;
+    for record in [
+        json!({"sample_id": "S1", "note": "good", "n": 9, "is_good": true}),
+        json!({"sample_id": "S2", "note": "a/b", "n": 10, "is_good": false}),
+        json!({"sample_id": "S3", "note": "bad", "n": -1, "is_good": true}),
+        json!({"sample_id": "S4"}),
+    ] {
+        app.store("/ingest/marks", record.to_string()).await;
+    }
+    let lake = tempfile::tempdir().expect("folder");
+    let storage = Storage::open(lake.path().to_str().expect("UTF-8")).expect("storage");
+    run(&app.app, &storage, "marks", json!({"by": ["note", "n", "is_good"]})).await;
+    python::run("lake_values.py", &[lake.path().to_str().expect("UTF-8")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
