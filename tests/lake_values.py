@@ -11,7 +11,7 @@ import pyarrow.dataset
 
 folder = pathlib.Path(sys.argv[1])
 data = folder / "marks"
-notes = {"S1": "good", "S2": "a/b", "S3": "bad", "S4": None}
+notes = {"S1": "good", "S2": "a/b", "S3": "bad", "S4": None, "S5": "NULL", "S6": "null", "S7": "Null"}
 
 
 def check(tool, found, expected):
@@ -23,7 +23,7 @@ connection = duckdb.connect()
 connection.execute((folder / "duckdb.sql").read_text())
 ask = lambda query: connection.execute(query).fetchall()
 numbers = "SELECT min(n), max(n), count(*) FILTER (n > 9.5), count(*) FILTER (is_good), count(*) FILTER (n IS NULL) FROM marks"
-check("duckdb", ask(numbers), [(-1, 10, 1, 2, 1)])
+check("duckdb", ask(numbers), [(-1, 10, 1, 2, 4)])
 check("duckdb", ask("SELECT sample_id FROM marks WHERE n = 9 AND is_good"), [("S1",)])
 check("duckdb", dict(ask("SELECT sample_id, note FROM marks")), notes)
 

@@ -130,7 +130,7 @@ impl<'w> Converted<'w> {
         let is_there = |path: &String| {
             let file = held.files().find(|file| file.path == *path);
             let size = fs::metadata(self.root.join(path)).map(|metadata| metadata.len()).ok();
-            file.map(|file| file.bytes) == size && size.is_some()
+            file.map(|file| file.bytes) == size && size.is_some() && !partition::is_misnamed(path)
         };
         known
             .files

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, Utc};
 
 use super::manifest::{File, Ids, Manifest, Partition, digest};
-use super::partition::{Span, label, path};
+use super::partition::{self, Span, label, path};
 use crate::config::Temporal;
 use crate::dataset::{Cell, sql};
 use crate::db::lake::Visible;
@@ -22,7 +22,7 @@ pub enum Action {
     New,
     /// It gets the rows of further submissions.
     Add,
-    /// It is written anew: rows left it, it has too many small files, or somebody wishes it.
+    /// It is written anew: rows left it, it has too many small files or folders of other names, or somebody wishes it.
     Rewrite,
     /// Nothing of it is left.
     Remove,
@@ -164,7 +164,8 @@ fn decide(all: &[Visible], held: Option<&Partition>, choice: &Choice) -> Option<
     }
     let has = |submission: &&Visible| held.submissions.0.binary_search(&submission.id).is_ok();
     let (known, added): (Vec<&Visible>, Vec<&Visible>) = all.iter().partition(has);
-    if choice.overwrite || known.len() != held.submissions.0.len() || digest(known) != held.digest {
+    let is_misnamed = held.files.iter().any(|file| partition::is_misnamed(&file.path));
+    if choice.overwrite || is_misnamed || known.len() != held.submissions.0.len() || digest(known) != held.digest {
         return Some((Action::Rewrite, None));
     }
     if added.is_empty() {

@@ -82,14 +82,23 @@ fn part(level: Level, span: &Span) -> i32 {
     part.cast_signed()
 }
 
-/// The folder of a value of a column, escaped as Hive does.
+/// The folder of a value of a column, escaped as Hive does, and so that no text is null to a reader.
 ///
 /// # Errors
-/// A value too long for the name of a folder; the value is not repeated.
+/// A value too long for the name of a folder, which is not repeated, and the text that stands for null: pyarrow takes it for
+/// null however it is escaped.
 pub fn folder(column: &str, value: Option<&str>) -> Result<String, String> {
+    let escaped = |letter: char| format!("%{:02X}", letter as u32);
     let mut folder = format!("{column}=");
     match value {
         None | Some("") => folder.push_str(NULL),
+        Some(NULL) => {
+            return Err(format!("a value of `{column}` is {NULL}, which stands for null; partition by another column"));
+        }
+        Some(value) if is_null_to_duckdb(value) => {
+            folder.extend(value.chars().take(1).map(escaped));
+            folder.extend(value.chars().skip(1));
+        }
         Some(value) => value.chars().for_each(|letter| match letter {
             '"'
             | '#'
@@ -106,7 +115,7 @@ pub fn folder(column: &str, value: Option<&str>) -> Result<String, String> {
             | ']'
             | '^'
             | '\u{7f}'
-            | '\u{1}'..='\u{1f}' => folder.push_str(&format!("%{:02X}", letter as u32)),
+            | '\u{1}'..='\u{1f}' => folder.push_str(&escaped(letter)),
             letter => folder.push(letter),
         }),
     }
@@ -114,6 +123,17 @@ pub fn folder(column: &str, value: Option<&str>) -> Result<String, String> {
         return Err(format!("a value of `{column}` is too long for the name of a folder; partition by another column"));
     }
     Ok(folder)
+}
+
+/// Whether a text in a path is null to DuckDB.
+fn is_null_to_duckdb(text: &str) -> bool {
+    text.eq_ignore_ascii_case("null")
+}
+
+/// Whether a file lies where an earlier version has put the rows of such a text.
+#[must_use]
+pub fn is_misnamed(path: &str) -> bool {
+    path.split('/').filter_map(|folder| folder.split_once('=')).any(|(_, value)| is_null_to_duckdb(value))
 }
 
 /// Everything that is wrong with a wish for partitions of a dataset.
@@ -191,5 +211,15 @@ mod tests {
         assert_eq!(folder("c", None).expect("folder"), "c=__HIVE_DEFAULT_PARTITION__");
         assert_eq!(folder("c", Some("")).expect("folder"), "c=__HIVE_DEFAULT_PARTITION__");
         assert!(folder("c", Some(&"x".repeat(300))).is_err());
+    }
+
+    #[test]
+    fn no_text_is_null_to_a_reader() {
+        for (value, name) in [("NULL", "c=%4EULL"), ("null", "c=%6Eull"), ("nUlL", "c=%6EUlL"), ("nulls", "c=nulls")] {
+            assert_eq!(folder("c", Some(value)).expect("folder"), name);
+            assert!(!is_misnamed(&format!("year=2026/{name}/d_2026_0123456789ab.parquet")), "{name}");
+        }
+        assert!(folder("c", Some(NULL)).expect_err("refused").contains("stands for null"));
+        assert!(is_misnamed("year=2026/c=Null/d_2026_0123456789ab.parquet"));
     }
 }

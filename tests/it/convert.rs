@@ -532,6 +532,24 @@ fn a_column_of_partitions_keeps_its_kind_and_what_contradicts_it_is_refused() {
 }
 
 #[test]
+fn a_file_in_folders_that_readers_take_for_null_is_converted_again() {
+    let desk = Desk::new();
+    let file = desk.file("marks.csv", "sample,mark\nS1,NULL\nS2,good\n");
+    desk.good(&[&file, "--partition-by", "mark"]);
+    let rows = desk.rows("marks");
+    assert!(rows[0].contains("mark=%4EULL"), "{rows:?}");
+    // As an earlier version has named it.
+    let root = desk.out().join("marks");
+    let folder = files_below(&root).into_iter().find(|path| path.contains("%4EULL")).expect("file");
+    let folder = Path::new(&folder).parent().expect("folder").to_owned();
+    fs::rename(&folder, folder.with_file_name("mark=NULL")).expect("rename");
+    let manifest = fs::read_to_string(root.join("_manifest.json")).expect("manifest");
+    fs::write(root.join("_manifest.json"), manifest.replace("%4EULL", "NULL")).expect("manifest");
+    desk.good(&[&file, "--partition-by", "mark"]);
+    assert_eq!(desk.rows("marks"), rows);
+}
+
+#[test]
 fn results_of_tools_are_taken_in_with_their_datasets() {
     let desk = Desk::new();
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");

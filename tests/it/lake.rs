@@ -477,6 +477,38 @@ async fn columns_of_partitions_have_the_types_of_their_kinds() {
 }
 
 #[tokio::test]
+async fn texts_that_readers_take_for_null_are_escaped_also_where_an_earlier_version_has_not() {
+    let app = TestApp::start().await;
+    for sample in ["NULL", "null", "Null", "nullify"] {
+        store_at(&app, sample, 3, "2026-01-01T12:00:00Z").await;
+    }
+    store_at(&app, "S1", 3, "2027-01-01T12:00:00Z").await;
+    let lake = Lake::new(&json!({"temporal": "year", "by": ["sample_id"]}));
+    lake.update(&app).await;
+    let folders = || {
+        let folders = std::fs::read_dir(lake.folder.path().join("gottcha2/year=2026")).expect("folder");
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.expect("entry").file_name().into_string();
+        folders.map(name).collect::<Result<std::collections::BTreeSet<_>, _>>().expect("UTF-8")
+    };
+    let escaped = ["sample_id=%4EULL", "sample_id=%4Eull", "sample_id=%6Eull", "sample_id=nullify"];
+    assert!(folders().iter().eq(escaped), "{:?}", folders());
+    // As an earlier version has named it.
+    let root = lake.folder.path().join("gottcha2");
+    std::fs::rename(root.join("year=2026/sample_id=%4EULL"), root.join("year=2026/sample_id=NULL")).expect("rename");
+    let manifest = lake.manifest().to_string().replace("sample_id=%4EULL", "sample_id=NULL");
+    std::fs::write(root.join("_manifest.json"), manifest).expect("manifest");
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+    assert_eq!(actions(&lake.update(&app).await), [("year=2026", Action::Rewrite, 12)]);
+    assert!(folders().iter().eq(escaped), "{:?}", folders());
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+    assert_eq!(lake.update(&app).await.unchanged, 2);
+    // What stands for null itself cannot be escaped for all readers.
+    store_at(&app, "__HIVE_DEFAULT_PARTITION__", 3, "2026-01-01T12:00:00Z").await;
+    let refused = lake.run(&app, &lake.wish(&app, false)).await.expect_err("refused");
+    assert!(matches!(&refused, Error::Conflict(reason) if reason.contains("stands for null")), "{refused}");
+}
+
+#[tokio::test]
 async fn a_row_removed_by_hand_is_refused_by_name_and_leaves_nothing_half_written() {
     let app = TestApp::start().await;
     store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;

@@ -81,6 +81,9 @@ async fn readers_of_others_find_the_values_that_stand_in_paths() {
         json!({"sample_id": "S2", "note": "a/b", "n": 10, "is_good": false}),
         json!({"sample_id": "S3", "note": "bad", "n": -1, "is_good": true}),
         json!({"sample_id": "S4"}),
+        json!({"sample_id": "S5", "note": "NULL"}),
+        json!({"sample_id": "S6", "note": "null"}),
+        json!({"sample_id": "S7", "note": "Null"}),
     ] {
         app.store("/ingest/marks", record.to_string()).await;
     }
