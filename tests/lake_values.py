@@ -1,15 +1,18 @@
-"""Reads values that stand in paths with tools that nobody here wrote: lake_values.py FOLDER
+"""Reads values that stand in paths with tools that nobody here wrote: lake_values.py FOLDER KEPT
 
-FOLDER is a lake with marks, cut by `note`, `n` and `is_good`. Ends with an error if any tool reads something else.
+FOLDER is a lake with marks, cut by `note`, `n` and `is_good`; KEPT is one cut by year, month, day and `n`, whose files hold
+these columns too. Ends with an error if any tool reads something else.
 """
 import pathlib
 import sys
 
 import duckdb
+import pandas
 import polars
 import pyarrow.dataset
+import pyarrow.parquet
 
-folder = pathlib.Path(sys.argv[1])
+folder, kept = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 data = folder / "marks"
 notes = {"S1": "good", "S2": "a/b", "S3": "bad", "S4": None, "S5": "NULL", "S6": "null", "S7": "Null"}
 
@@ -32,3 +35,19 @@ check("pyarrow", dict(zip(table["sample_id"].to_pylist(), table["note"].to_pylis
 
 frame = polars.scan_parquet(data / "**/*.parquet", hive_partitioning=True).select("sample_id", "note").collect()
 check("polars", dict(frame.rows()), notes)
+
+years = {(sample, 2026, {"S1": 9, "S2": 10, "S3": -1}.get(sample)) for sample in notes}
+whole = lambda number: None if pandas.isna(number) else int(number)
+rows = lambda samples, of_years, numbers: {(s, int(y), whole(n)) for s, y, n in zip(samples, of_years, numbers)}
+columns = ["sample_id", "year", "n"]
+data = kept / "marks"
+scanned = polars.scan_parquet(data / "**/*.parquet", hive_partitioning=True).select(columns).collect()
+for tool, frame in {
+    "pyarrow.dataset, columns kept": pyarrow.dataset.dataset(data).to_table().to_pandas(),
+    "pyarrow.parquet, columns kept": pyarrow.parquet.read_table(data, partitioning=None).to_pandas(),
+    "pandas, columns kept": pandas.read_parquet(data, partitioning=None),
+    "polars, columns kept": scanned.to_dict(as_series=False),
+}.items():
+    check(tool, rows(*(frame[column] for column in columns)), years)
+connection.execute((kept / "duckdb.sql").read_text())
+check("duckdb, columns kept", set(ask("SELECT sample_id, year, n FROM marks")), years)

@@ -29,6 +29,12 @@ SET parquet_metadata_cache = true;
 SET prefetch_all_parquet_files = true;
 ";
 
+/// What is said of datasets whose files hold the columns of their partitions, which pyarrow would read with two types.
+const KEPT: &str = "\
+hold the columns of their partitions too. pyarrow and pandas must not read these from the paths: `ds.dataset(DIR)`, and
+`partitioning=None` for `pq.read_table(DIR)` and `pd.read_parquet(DIR)`.
+";
+
 /// The files of a catalogue, and how each begins, whichever version has written it.
 const BEGINNINGS: [(&str, &[&str]); 4] = [
     ("schema.json", &["{\n  \"datasets\": {"]),
@@ -280,6 +286,14 @@ fn readme_of(place: &Place<'_>, beginning: &str, manifests: &[Manifest]) -> Stri
             manifest.title,
             columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ")
         ));
+    }
+    let kept: Vec<String> = manifests
+        .iter()
+        .filter(|manifest| manifest.partitioning.keep_columns)
+        .map(|manifest| format!("`{}`", manifest.dataset))
+        .collect();
+    if !kept.is_empty() {
+        text.push_str(&format!("\nFiles of {} {KEPT}", kept.join(", ")));
     }
     text
 }

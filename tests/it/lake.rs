@@ -509,6 +509,20 @@ async fn texts_that_readers_take_for_null_are_escaped_also_where_an_earlier_vers
 }
 
 #[tokio::test]
+async fn the_readme_says_how_files_with_the_columns_of_their_partitions_are_read() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 3, "2026-01-01T12:00:00Z").await;
+    let readme = async |is_kept: bool| {
+        let lake = Lake::new(&json!({"temporal": "year", "keep_columns": is_kept}));
+        lake.update(&app).await;
+        std::fs::read_to_string(lake.folder.path().join("README.md")).expect("file")
+    };
+    assert!(!readme(false).await.contains("partitioning=None"));
+    let kept = readme(true).await;
+    assert!(kept.contains("`gottcha2`") && kept.contains("partitioning=None"), "{kept}");
+}
+
+#[tokio::test]
 async fn a_row_removed_by_hand_is_refused_by_name_and_leaves_nothing_half_written() {
     let app = TestApp::start().await;
     store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;

@@ -87,10 +87,20 @@ async fn readers_of_others_find_the_values_that_stand_in_paths() {
     ] {
         app.store("/ingest/marks", record.to_string()).await;
     }
-    let lake = tempfile::tempdir().expect("folder");
-    let storage = Storage::open(lake.path().to_str().expect("UTF-8")).expect("storage");
-    run(&app.app, &storage, "marks", json!({"by": ["note", "n", "is_good"]})).await;
-    python::run("lake_values.py", &[lake.path().to_str().expect("UTF-8")]).await;
+    for table in ["submissions", "marks"] {
+        let sql = format!("UPDATE {table} SET created_at = '2026-01-01T20:00:00Z'");
+        sqlx::query(AssertSqlSafe(sql)).execute(&app.pool).await.expect("update");
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let [lake, kept] = ["lake", "kept"].map(|name| folder.path().join(name).to_str().expect("UTF-8").to_owned());
+    let partitionings = [
+        json!({"by": ["note", "n", "is_good"]}),
+        json!({"temporal": "year,month,day", "by": ["n"], "keep_columns": true}),
+    ];
+    for (lake, partitioning) in [&lake, &kept].into_iter().zip(partitionings) {
+        run(&app.app, &Storage::open(lake).expect("storage"), "marks", partitioning).await;
+    }
+    python::run("lake_values.py", &[&lake, &kept]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
