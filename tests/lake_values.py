@@ -29,6 +29,8 @@ numbers = "SELECT min(n), max(n), count(*) FILTER (n > 9.5), count(*) FILTER (is
 check("duckdb", ask(numbers), [(-1, 10, 1, 2, 4)])
 check("duckdb", ask("SELECT sample_id FROM marks WHERE n = 9 AND is_good"), [("S1",)])
 check("duckdb", dict(ask("SELECT sample_id, note FROM marks")), notes)
+ask("SET TimeZone = 'Asia/Tokyo'")
+check("duckdb in Tokyo", ask("SELECT stored_on::VARCHAR, rows FROM marks_per_day()"), [("2026-01-01", 7)])
 
 table = pyarrow.dataset.dataset(data, partitioning="hive").to_table()
 check("pyarrow", dict(zip(table["sample_id"].to_pylist(), table["note"].to_pylist())), notes)

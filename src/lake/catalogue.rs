@@ -229,11 +229,11 @@ fn macros(manifest: &Manifest) -> String {
     text
 }
 
-/// The day of a row as SQL, where something tells it.
+/// The day of a row in UTC as SQL, where something tells it.
 fn day(manifest: &Manifest) -> Option<&'static str> {
     match manifest.partitioning.temporal {
         Some(temporal) if temporal.0 >= Level::Day => Some("make_date(year, month, day)"),
-        _ => has(manifest, TIME_COLUMN).then_some("created_at::DATE"),
+        _ => has(manifest, TIME_COLUMN).then_some("(created_at AT TIME ZONE 'UTC')::DATE"),
     }
 }
 

@@ -523,6 +523,18 @@ async fn the_readme_says_how_files_with_the_columns_of_their_partitions_are_read
 }
 
 #[tokio::test]
+async fn macros_count_days_in_utc_wherever_their_reader_is() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 3, "2026-01-01T12:00:00Z").await;
+    let lake = Lake::new(&json!({"temporal": "year,month"}));
+    lake.update(&app).await;
+    let script = std::fs::read_to_string(lake.folder.path().join("duckdb.sql")).expect("script");
+    let day = "(created_at AT TIME ZONE 'UTC')::DATE";
+    assert!(script.contains(&format!("SELECT {day} AS stored_on")), "{script}");
+    assert!(script.contains(&format!("min({day}) AS first_stored_on")), "{script}");
+}
+
+#[tokio::test]
 async fn a_row_removed_by_hand_is_refused_by_name_and_leaves_nothing_half_written() {
     let app = TestApp::start().await;
     store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
