@@ -23,7 +23,7 @@ use std::sync::atomic::AtomicBool;
 use crate::config::{ExportConfig, Partitioning};
 use crate::dataset::{Dataset, Fault};
 use crate::error::{Error, Result};
-use crate::lake::{Place, catalogue};
+use crate::lake::{Place, catalogue, refuse_keys};
 use crate::storage::Storage;
 use dataset::{Converted, Taken};
 use infer::Profile;
@@ -302,8 +302,12 @@ fn lock(wish: &Wish) -> Result<fs::File> {
     }
 }
 
-/// Refuses a folder in which the catalogue would take the place of somebody's own files.
+/// Refuses a folder in which the catalogue would take the place of somebody's own files, and one whose path readers would take
+/// for a part of the data.
 async fn refuse_others(wish: &Wish) -> Result<()> {
+    // As it is called in the catalogue; as it would be, where it is not there yet.
+    let path = wish.output.canonicalize().or_else(|_| std::path::absolute(&wish.output));
+    refuse_keys(&path.unwrap_or_else(|_| wish.output.clone()).to_string_lossy())?;
     if !wish.output.is_dir() {
         return Ok(());
     }

@@ -254,7 +254,8 @@ pub struct TriggerBody {
     params(("Idempotency-Key" = Option<String>, Header, description = "At most one export of this key is made")),
     responses((status = 202, description = "A job was made, or found", body = TriggerBody,
         headers(("Location" = String, description = "The job"))),
-        (status = 409, description = "The key was used for another export, or a run that is cut otherwise is under way")))]
+        (status = 409, description = "The key was used for another export, a run that is cut otherwise is under way, or the \
+        storage lies below a folder `NAME=VALUE`, where there are no partitioned datasets")))]
 pub async fn trigger_export(
     State(http): State<Http>,
     headers: HeaderMap,
@@ -299,6 +300,7 @@ fn accepted(body: TriggerBody) -> Response {
 /// Asks for a run of a partitioned dataset. The same wish that waits or runs already is that job.
 async fn trigger_lake(http: &Http, run: LakeRun) -> Result<Response, Problem> {
     run.wish(&http.app.config, &http.app.datasets)?;
+    lake::place(&http.app).check()?;
     let table = run.dataset.clone();
     let mut transaction = http.app.pool.begin().await.map_err(Error::from)?;
     let job = lake::enqueue(&http.app, &mut transaction, run).await?;

@@ -60,6 +60,11 @@ pub async fn enqueue(app: &App, connection: &mut PgConnection, run: LakeRun) -> 
     Err(Error::Conflict(reason))
 }
 
+/// Where the service keeps its own.
+pub fn place(app: &App) -> Place<'_> {
+    Place { storage: &app.storage, folder: FOLDER, datasets: app.datasets.names() }
+}
+
 /// Whether something was ever written of a dataset, so that what is removed has to be removed there too.
 pub async fn is_begun(app: &App, dataset: &str) -> Result<bool> {
     app.storage.exists(&format!("{FOLDER}/{dataset}/{}", lake::manifest::FILE)).await
@@ -68,7 +73,7 @@ pub async fn is_begun(app: &App, dataset: &str) -> Result<bool> {
 /// Does it; false when the job had become somebody else's.
 pub async fn run(app: &App, lease: &Lease, run: &LakeRun) -> Result<bool> {
     let wish = run.wish(&app.config, &app.datasets)?;
-    let place = Place { storage: &app.storage, folder: FOLDER, datasets: app.datasets.names() };
+    let place = place(app);
     let started = Instant::now();
     let result = lake::run(&app.pool, &app.config.export, &wish, &place, lease).await;
     let report = result.as_ref().map(|outcome| outcome.report(&place));

@@ -31,7 +31,7 @@ use crate::export::snapshot::Snapshot;
 use crate::export::spec::{ExportSpec, Plan};
 use changes::{Action, Choice, Task};
 use manifest::{File, Manifest, Retired};
-pub use place::{Found, Place, is_of_a_run, run_digits};
+pub use place::{Found, Place, is_of_a_run, refuse_keys, run_digits};
 use write::Writing;
 
 /// The folder of the service's own partitioned datasets in the storage of exports.

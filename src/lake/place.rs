@@ -63,6 +63,14 @@ impl Place<'_> {
         format!("{}/{}", self.storage.url().trim_end_matches('/'), self.name(name))
     }
 
+    /// Refuses a place whose path readers would take for a part of each dataset.
+    ///
+    /// # Errors
+    /// See [`refuse_keys`].
+    pub fn check(&self) -> Result<()> {
+        refuse_keys(&self.url(""))
+    }
+
     /// Waits for the right to write to something in the folder.
     ///
     /// # Errors
@@ -89,8 +97,9 @@ impl Place<'_> {
     /// The manifest that a run begins with, and what lies there.
     ///
     /// # Errors
-    /// Something else lies there, and may not be replaced.
+    /// Something else lies there, and may not be replaced; a path that readers would take for a part of the dataset.
     pub async fn manifest(&self, pool: &PgPool, wish: &Wish) -> Result<(Manifest, Found)> {
+        self.check()?;
         let dataset = &wish.dataset().name;
         let source = keys::keep(pool, SOURCE, Uuid::now_v7().as_bytes()).await?;
         let source = data_encoding::HEXLOWER.encode(&source);
@@ -193,6 +202,19 @@ impl Place<'_> {
     /// A storage out of reach.
     pub async fn delete(&self, dataset: &str, path: &str) -> Result<()> {
         self.storage.delete_file(&self.name(&format!("{dataset}/{path}"))).await
+    }
+}
+
+/// Refuses a path with a folder `NAME=VALUE`. DuckDB looks for partitions in all of a path, and the first of a name counts.
+///
+/// # Errors
+/// Such a folder.
+pub fn refuse_keys(path: &str) -> Result<()> {
+    match path.split('/').find(|folder| folder.contains('=')) {
+        None => Ok(()),
+        Some(folder) => Err(Error::Conflict(format!(
+            "{path} lies below the folder `{folder}`, which readers take for a partition of the data: choose a path without `=`"
+        ))),
     }
 }
 

@@ -596,6 +596,26 @@ async fn folders_of_others_and_other_cuts_are_refused() {
 }
 
 #[test]
+fn a_folder_below_one_that_readers_take_for_a_partition_is_refused() {
+    let desk = Desk::new();
+    let file = desk.file("marks.csv", "sample,mark\nS1,good\n");
+    for (folder, is_there) in [("env=prod", true), ("month=2/out", false)] {
+        let output = desk.path(folder);
+        if is_there {
+            fs::create_dir(&output).expect("folder");
+        }
+        for more in [&["--dry-run"][..], &[]] {
+            let mut command = binary(&desk.path("data"));
+            let refused = command.arg("convert").arg(&file).args(more).arg("-o").arg(&output).output().expect("run");
+            let errors = text(&refused.stderr);
+            assert!(!refused.status.success() && errors.contains("which readers take for a partition"), "{errors}");
+        }
+        assert_eq!(output.exists(), is_there);
+        assert!(!is_there || files_below(&output).is_empty());
+    }
+}
+
+#[test]
 fn files_of_others_with_the_names_of_the_catalogue_are_not_overwritten() {
     for name in ["README.md", "schema.json", "duckdb.sql", "queries.sql"] {
         let desk = Desk::new();

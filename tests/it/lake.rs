@@ -535,6 +535,21 @@ async fn macros_count_days_in_utc_wherever_their_reader_is() {
 }
 
 #[tokio::test]
+async fn a_place_below_a_folder_that_readers_take_for_a_partition_is_refused() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 3, "2026-01-01T12:00:00Z").await;
+    let lake = Lake::daily();
+    let below = lake.folder.path().join("year=1999/lake");
+    let storage = Storage::open(below.to_str().expect("UTF-8")).expect("storage");
+    let lake = Lake { storage, ..lake };
+    for overwrite in [false, true] {
+        let refused = lake.run(&app, &lake.wish(&app, overwrite)).await.expect_err("refused");
+        assert!(matches!(&refused, Error::Conflict(reason) if reason.contains("`year=1999`")), "{refused}");
+    }
+    assert_eq!(files_below(&below), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_row_removed_by_hand_is_refused_by_name_and_leaves_nothing_half_written() {
     let app = TestApp::start().await;
     store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;

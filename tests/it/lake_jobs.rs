@@ -70,6 +70,19 @@ async fn wrong_wishes_for_partitions_are_refused_with_the_field_that_is_wrong() 
 }
 
 #[tokio::test]
+async fn a_storage_below_a_folder_that_readers_take_for_a_partition_has_no_partitioned_datasets() {
+    let folder = tempfile::tempdir().expect("folder");
+    let storage = folder.path().join("env=prod");
+    let app = TestApp::with(&[("export.storage", storage.to_str().expect("UTF-8"))]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let request = json!({"table": "gottcha2", "partition": {"temporal": "year"}});
+    let answer = app.request("POST", "/exports/trigger").json(&request).send().await.expect("answer");
+    let problem = problem(answer, 409).await;
+    assert!(problem["detail"].as_str().expect("detail").contains("`env=prod`"), "{problem}");
+    assert_eq!(app.count("jobs").await, 0);
+}
+
+#[tokio::test]
 async fn every_day_datasets_with_rows_are_brought_up_to_date_in_the_configured_zone() {
     let text = "[export]\nslots = 0\nexport_interval_hours = 0\n[[export.schedules]]\ndataset = \"stast\"\n\
                 cron = \"0 0 6 * * *\"\npartition = { temporal = \"year,month\", by = [\"task\"] }\n\
