@@ -117,13 +117,19 @@ pub async fn run(
     let storage = output.map_or_else(|| Ok(app.storage.clone()), Storage::open)?;
     let folder = if output.is_some() { "" } else { lake::FOLDER };
     let place = Place { storage: &storage, folder, datasets: app.datasets.names() };
-    let wishes = matching(app, patterns)?.into_iter().map(|dataset| wish.wish(app, dataset, spec));
-    let wishes: Vec<Wish> = wishes.collect::<Result<_>>()?;
+    let datasets = matching(app, patterns)?;
+    let mut faults = Vec::new();
+    let mut wishes = Vec::new();
+    for dataset in &datasets {
+        match wish.wish(app, dataset, spec) {
+            Ok(wish) => wishes.push(wish),
+            Err(error) => faults.push(format!("{}: {}", dataset.name, error.report())),
+        }
+    }
     for wish in &wishes {
         place.manifest(&app.pool, wish).await?;
     }
     let mut text = String::new();
-    let mut faults = Vec::new();
     for each in &wishes {
         let started = Instant::now();
         let name = &each.dataset().name;
@@ -142,7 +148,7 @@ pub async fn run(
     Err(Error::Environment(format!(
         "{} of {} datasets were not written\n{}",
         faults.len(),
-        wishes.len(),
+        datasets.len(),
         faults.join("\n")
     )))
 }

@@ -20,6 +20,7 @@ use crate::db::{extracts, labkey, schedules, submissions};
 use crate::error::{Error, Result};
 use crate::export::spec::ExportSpec;
 use crate::labkey::Labkey;
+use crate::lake::partition;
 use crate::telemetry;
 
 /// When schedules are looked at: a cron expression of seconds, since daylight saving time moves the hours of others.
@@ -72,7 +73,8 @@ pub fn configured(config: &Config, datasets: &Datasets, labkey: Option<&Labkey>)
     Ok(schedules)
 }
 
-/// The partitioned datasets that have no schedule of their own.
+/// The partitioned datasets that have no schedule of their own. One that cannot be cut like the others is left out, since
+/// nobody has asked for it.
 fn lakes(config: &Config, datasets: &Datasets) -> Result<Vec<Schedule>> {
     let Some(cron) = &config.lake.cron else { return Ok(Vec::new()) };
     let owned = |name: &str| {
@@ -80,6 +82,17 @@ fn lakes(config: &Config, datasets: &Datasets) -> Result<Vec<Schedule>> {
         own.any(|own| own.dataset == name && own.partition.is_some())
     };
     let partitioning = Partitioning { temporal: Some(config.lake.temporal), ..Partitioning::default() };
+    let is_fit = |dataset: &&Arc<Dataset>| {
+        let faults = partition::faults(dataset, &partitioning);
+        if let Some(fault) = faults.first() {
+            tracing::warn!(
+                dataset = dataset.name,
+                reason = fault.reason,
+                "has no partitioned dataset; an [[export.schedules]] with partition = {{ by = [\"COLUMN\"] }} makes one"
+            );
+        }
+        faults.is_empty()
+    };
     let schedule = |dataset: &Arc<Dataset>| {
         let run = LakeRun {
             dataset: dataset.name.clone(),
@@ -89,7 +102,7 @@ fn lakes(config: &Config, datasets: &Datasets) -> Result<Vec<Schedule>> {
         };
         lake(config, datasets, dataset, (cron, &config.lake.timezone), run)
     };
-    let schedules = datasets.iter().filter(|dataset| !owned(&dataset.name)).map(schedule);
+    let schedules = datasets.iter().filter(|dataset| !owned(&dataset.name)).filter(is_fit).map(schedule);
     schedules.collect::<Result<_, String>>().map_err(|reason| Error::Environment(format!("lake: {reason}")))
 }
 

@@ -149,7 +149,11 @@ pub fn faults(dataset: &Dataset, wish: &Partitioning) -> Vec<Fault> {
         if dataset.columns.iter().any(|column| column.name == level) {
             fault(
                 "temporal",
-                format!("{} has a column `{level}` of its own, which the partition would hide", dataset.name),
+                format!(
+                    "{} has a column `{level}` of its own, which the partition would hide: cut it by columns alone, or \
+                     rename the column",
+                    dataset.name
+                ),
             );
         }
     }

@@ -31,6 +31,11 @@ use crate::exports::files_below;
 use crate::process::{binary, text};
 use crate::s3_server::S3;
 
+/// A dataset that cannot be cut by time.
+pub const WITH_A_YEAR: &str = "name = 'harvest'\ntable = 'harvest'\ntitle = 'x'\ndescription = 'x'\n\
+    [[columns]]\nname = 'sample_id'\nkind = 'text'\nrequired = true\ndescription = 'x'\n\
+    [[columns]]\nname = 'year'\nkind = 'int'\ndescription = 'x'\n";
+
 /// A folder with the partitioned gottcha2 of a service.
 pub struct Lake {
     pub folder: TempDir,
@@ -662,4 +667,24 @@ async fn the_command_line_previews_writes_skips_and_goes_on_behind_a_failure() {
     let (code, _, errors) = export(&app, folder.path(), &["nonsense*", "--temporal", "year"]);
     assert_eq!(code, 1);
     assert!(errors.contains("no dataset `nonsense*`"), "{errors}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dataset_that_cannot_be_cut_like_the_others_stops_none_of_them() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    let folder = tempfile::tempdir().expect("folder");
+    let definitions = folder.path().join("definitions");
+    std::fs::create_dir(&definitions).expect("folder");
+    std::fs::write(definitions.join("harvest.toml"), WITH_A_YEAR).expect("definition");
+    let (dir, out) = (format!("datasets.dir={}", definitions.display()), folder.path().join("lake"));
+    let to = ["-o", out.to_str().expect("UTF-8"), "--set", &dir];
+    let (code, told, errors) = export(&app, folder.path(), &[&["*", "--temporal", "year,month"], &to[..]].concat());
+    assert_eq!(code, 1);
+    assert!(told.contains("gottcha2: 1 partitions, 1 files, 4 rows"), "{told}");
+    assert!(errors.contains("1 of 5 datasets were not written") && errors.contains("harvest: "), "{errors}");
+    assert!(errors.contains("`year`") && errors.contains("rename the column"), "{errors}");
+    assert_eq!(rows_of(&out), stored_rows(&app).await);
+    let (code, _, errors) = export(&app, folder.path(), &[&["harvest", "--partition-by", "year"], &to[..]].concat());
+    assert_eq!((code, errors.contains("error")), (0, false), "{errors}");
 }

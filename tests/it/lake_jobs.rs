@@ -1,11 +1,13 @@
 //! Partitioned datasets by the service itself: on request, and every day.
 
 use chrono::{DateTime, Utc};
+use nvd_support_car::config::Config;
+use nvd_support_car::dataset::Datasets;
 use nvd_support_car::jobs::schedule;
 use serde_json::{Value, json};
 
 use crate::app::{RECORD, TestApp, problem};
-use crate::lake::{files_of, rows_of, store_at, stored_rows};
+use crate::lake::{WITH_A_YEAR, files_of, rows_of, store_at, stored_rows};
 
 #[tokio::test]
 async fn a_request_brings_the_partitioned_dataset_up_to_date_and_a_second_changes_nothing() {
@@ -104,4 +106,23 @@ async fn every_day_datasets_with_rows_are_brought_up_to_date_in_the_configured_z
     let stast = (json!("stast"), json!({"temporal": "year,month", "by": ["task"]}));
     let gottcha2 = (json!("gottcha2"), json!({"temporal": "year,month,day"}));
     assert_eq!(seen, [vec![], vec![stast.clone()], vec![stast, gottcha2]]);
+}
+
+#[tokio::test]
+async fn a_dataset_that_the_daily_schedule_cannot_cut_is_left_out_unless_it_has_its_own() {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("harvest.toml"), WITH_A_YEAR).expect("definition");
+    let datasets = Datasets::load(Some(folder.path())).expect("datasets");
+    let configured = |partition: &str| {
+        let own =
+            format!("[[export.schedules]]\ndataset = \"harvest\"\ncron = \"0 0 6 * * *\"\npartition = {partition}\n");
+        let file = folder.path().join("config");
+        std::fs::write(&file, if partition.is_empty() { "" } else { &own }).expect("configuration");
+        let config = Config::load(Some(&file), [], &[]).expect("configuration");
+        schedule::configured(&config, &datasets, None).map(|schedules| schedules.len())
+    };
+    let without = configured("").expect("a service that starts");
+    assert_eq!(configured("{ by = [\"year\"] }").expect("schedules"), without + 1);
+    let refused = configured("{ temporal = \"year\" }").expect_err("refused");
+    assert!(refused.to_string().contains("rename the column"), "{refused}");
 }
