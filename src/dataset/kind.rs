@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::row::Cell;
@@ -146,6 +146,14 @@ pub fn parse_timestamp(text: &str) -> Result<i64, String> {
         .or_else(|_| NaiveDateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f").map(|time| time.and_utc()))
         .or_else(|_| text.parse::<NaiveDate>().map(|day| day.and_time(chrono::NaiveTime::MIN).and_utc()))
         .map_err(|_| Kind::Timestamp.expected().to_owned())?;
+    in_calendar(time)
+}
+
+/// Microseconds since 1970 of a time.
+///
+/// # Errors
+/// When it lies before PostgreSQL's calendar.
+pub fn in_calendar(time: DateTime<Utc>) -> Result<i64, String> {
     let micros = time.timestamp_micros();
     if micros >= EARLIEST {
         Ok(micros)

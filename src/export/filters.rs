@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::spec::{ExportSpec, FilterValue};
 use crate::dataset::Fault;
+use crate::dataset::kind::in_calendar;
 
 /// What a time has to look like.
 const EXPECTED: &str = "must be a date such as 2026-01-31, or a time such as 2026-01-31T08:00:00Z";
@@ -37,12 +38,12 @@ impl ExportSpec {
         for (name, value) in filters {
             match name.as_str() {
                 "date_from" => match moment(value, 0) {
-                    Some(from) => self.from = Some(from),
-                    None => faults.push(Fault::of_parameter(&format!("{field}.date_from"), EXPECTED)),
+                    Ok(from) => self.from = Some(from),
+                    Err(reason) => faults.push(Fault::of_parameter(&format!("{field}.date_from"), reason)),
                 },
                 "date_to" => match moment(value, 1) {
-                    Some(to) => self.to = Some(to),
-                    None => faults.push(Fault::of_parameter(&format!("{field}.date_to"), EXPECTED)),
+                    Ok(to) => self.to = Some(to),
+                    Err(reason) => faults.push(Fault::of_parameter(&format!("{field}.date_to"), reason)),
                 },
                 _ => drop(self.filters.insert(name.clone(), value.clone())),
             }
@@ -57,16 +58,19 @@ impl ExportSpec {
 }
 
 /// A time in UTC unless it says otherwise, or the beginning of a day so many days after a date.
-fn moment(value: &Value, days: u64) -> Option<DateTime<Utc>> {
-    let text = value.as_str()?;
-    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
-        return Some(time.to_utc());
-    }
-    if let Ok(time) = text.parse::<NaiveDateTime>() {
-        return Some(time.and_utc());
-    }
-    let day = text.parse::<NaiveDate>().ok()?.checked_add_days(Days::new(days))?;
-    Some(day.and_time(NaiveTime::MIN).and_utc())
+fn moment(value: &Value, days: u64) -> Result<DateTime<Utc>, String> {
+    let read = |text: &str| {
+        if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+            return Some(time.to_utc());
+        }
+        if let Ok(time) = text.parse::<NaiveDateTime>() {
+            return Some(time.and_utc());
+        }
+        let day = text.parse::<NaiveDate>().ok()?.checked_add_days(Days::new(days))?;
+        Some(day.and_time(NaiveTime::MIN).and_utc())
+    };
+    let time = value.as_str().and_then(read).ok_or(EXPECTED)?;
+    in_calendar(time).map(|_| time)
 }
 
 #[cfg(test)]
@@ -74,6 +78,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn time(text: &str) -> DateTime<Utc> {
+        text.parse().expect("time")
+    }
 
     #[test]
     fn a_date_is_a_whole_day_and_a_time_is_a_moment() {
@@ -83,8 +91,8 @@ mod tests {
         assert_eq!(spec.from, "2026-01-01T00:00:00Z".parse().ok());
         assert_eq!(spec.to, "2026-02-01T00:00:00Z".parse().ok());
         assert_eq!(spec.filters.get("taxid"), Some(&json!("1")));
-        assert_eq!(moment(&json!("2026-01-31T08:00:00+01:00"), 1), "2026-01-31T07:00:00Z".parse().ok());
-        assert_eq!(moment(&json!("2026-01-31T08:00:00"), 1), "2026-01-31T08:00:00Z".parse().ok());
+        assert_eq!(moment(&json!("2026-01-31T08:00:00+01:00"), 1), Ok(time("2026-01-31T07:00:00Z")));
+        assert_eq!(moment(&json!("2026-01-31T08:00:00"), 1), Ok(time("2026-01-31T08:00:00Z")));
     }
 
     #[test]

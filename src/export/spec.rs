@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use crate::config::{Compression, Format};
+use crate::dataset::kind::in_calendar;
 use crate::dataset::{Cell, Dataset, Fault, Kind, arrow, sql};
 use crate::db::Guess;
 use crate::error::{Error, Result};
@@ -151,6 +152,19 @@ impl ExportSpec {
         })
     }
 
+    /// What is wrong with `from` and `to`.
+    #[must_use]
+    pub fn faults_of_times(&self) -> Vec<Fault> {
+        let times = [("from", self.from), ("to", self.to)];
+        let outside =
+            |(field, time): (&str, Option<DateTime<Utc>>)| Some(Fault::of_parameter(field, in_calendar(time?).err()?));
+        let mut faults: Vec<Fault> = times.into_iter().filter_map(outside).collect();
+        if self.from.zip(self.to).is_some_and(|(from, to)| from >= to) {
+            faults.push(Fault::of_parameter("to", "must be later than `from`"));
+        }
+        faults
+    }
+
     fn selected(&self, dataset: &Dataset, faults: &mut Vec<Fault>) -> Vec<Selected> {
         let all = all_columns(dataset);
         let Some(names) = &self.columns else {
@@ -181,11 +195,7 @@ impl ExportSpec {
 
     fn conditions(&self, dataset: &Dataset, faults: &mut Vec<Fault>) -> Vec<String> {
         let mut conditions = Vec::new();
-        if let (Some(from), Some(to)) = (self.from, self.to)
-            && from >= to
-        {
-            faults.push(Fault::of_parameter("to", "must be later than `from`"));
-        }
+        faults.extend(self.faults_of_times());
         let moment = |time: DateTime<Utc>| sql::literal(&Cell::Timestamp(time.timestamp_micros()));
         let time = sql::quoted(TIME_COLUMN);
         conditions.extend(self.from.map(|from| format!("{time} >= {}", moment(from))));

@@ -85,9 +85,7 @@ impl Wish {
                 faults.push(Fault::of_parameter(field, whole));
             }
         }
-        if spec.from.zip(spec.to).is_some_and(|(from, to)| from >= to) {
-            faults.push(Fault::of_parameter("to", "must be later than `from`"));
-        }
+        faults.extend(spec.faults_of_times());
         if !faults.is_empty() {
             return Err(Error::Faults(faults));
         }

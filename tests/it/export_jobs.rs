@@ -130,6 +130,8 @@ async fn every_wrong_field_is_named_at_once() {
         ("filters.nonsense", json!(1)),
         ("filters.read_count", json!("many")),
         ("filters.date_from", json!("yesterday")),
+        ("filters.date_from", json!("-5000-01-01")),
+        ("filters.date_to", json!("-5000-01-01T00:00:00Z")),
         ("compress", json!("gzip")),
         ("expires_in_hours", json!(0)),
         ("expires_in_hours", json!(100_000)),

@@ -102,6 +102,8 @@ async fn wrong_wishes_are_refused_with_the_field_that_is_wrong() {
         (json!({"table": "gottcha2", "filters": {"nonsense": 1}}), "filters.nonsense"),
         (json!({"table": "gottcha2", "filters": {"read_count": "many"}}), "filters.read_count"),
         (json!({"table": "gottcha2", "from": "2026-02-01T00:00:00Z", "to": "2026-01-01T00:00:00Z"}), "to"),
+        (json!({"table": "gottcha2", "from": "-5000-01-01T00:00:00Z"}), "from"),
+        (json!({"table": "gottcha2", "to": "-5000-01-01T00:00:00Z"}), "to"),
         (json!({"table": "gottcha2", "nonsense": 1}), "nonsense"),
     ] {
         let answer = app.request("POST", "/exports/trigger").json(&request).send().await.expect("answer");

@@ -72,6 +72,7 @@ async fn every_wrong_field_is_named_at_once() {
         ("filter.nonsense", json!({})),
         ("filter.stast.nonsense", json!(1)),
         ("filter.stast.date_from", json!("yesterday")),
+        ("filter.stast.date_from", json!("-5000-01-01")),
         ("compress", json!("gzip")),
         ("schedule", json!("every day")),
         ("timezone", json!("Mars/Phobos")),

@@ -60,6 +60,7 @@ async fn wrong_wishes_for_partitions_are_refused_with_the_field_that_is_wrong() 
         (json!({"partition": {"nonsense": 1}}), "partition.nonsense"),
         (json!({"partition": {"temporal": "year"}, "columns": ["sample_id"]}), "columns"),
         (json!({"partition": {"temporal": "year"}, "filters": {"sample_id": "S1"}}), "filters"),
+        (json!({"partition": {"temporal": "year"}, "from": "-5000-01-01T00:00:00Z"}), "from"),
         (json!({"overwrite": true}), "overwrite"),
     ] {
         let mut request = json!({"table": "gottcha2"});
