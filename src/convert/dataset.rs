@@ -139,6 +139,32 @@ impl<'w> Converted<'w> {
             .then(|| format!("already exists, skipping ({} rows from {})", known.rows, known.name))
     }
 
+    /// Takes down where the texts of files lie that were converted before. So a changed file displaces rows only whose text
+    /// lies nowhere else.
+    ///
+    /// # Errors
+    /// A disk that takes no more.
+    pub async fn note_paths(&mut self, files: &[Known]) -> Result<()> {
+        let found: Vec<manifest::Input> = files.iter().map(|file| self.input(file)).collect();
+        let Some(held) = &mut self.held else { return Ok(()) };
+        let before = held.inputs.clone();
+        held.note_paths(&found);
+        if held.inputs == before { Ok(()) } else { self.save().await }
+    }
+
+    /// What the manifest says of a file, of which no rows are taken yet.
+    fn input(&self, file: &Known) -> manifest::Input {
+        manifest::Input {
+            name: file.input.path.to_string_lossy().into_owned(),
+            also: Vec::new(),
+            sha256: data_encoding::HEXLOWER.encode(&file.digest.sha256),
+            schema: self.schema(),
+            values: Some(self.values()),
+            rows: 0,
+            files: Vec::new(),
+        }
+    }
+
     /// The columns of earlier files, and of their folders.
     pub fn columns(&self) -> impl Iterator<Item = &ColumnNote> {
         let columns = self.held.iter().flat_map(|held| held.columns.iter().chain(&held.partition_columns));
@@ -218,20 +244,13 @@ impl<'w> Converted<'w> {
         let ready = self.ready.clone().ok_or_else(internal)?;
         let wish = self.wish.clone();
         let (root, stop) = (self.root.clone(), Arc::clone(stop));
-        let (input, digest) = (file.input.path.to_string_lossy().into_owned(), file.digest);
-        let schema = self.schema();
+        let input = self.input(&file);
         let taken = blocking(move || convert(&file, &ready, &wish, root, &stop)).await??;
         if self.wish.is_preview {
             return Ok(taken);
         }
-        let input = manifest::Input {
-            name: input,
-            sha256: data_encoding::HEXLOWER.encode(&digest.sha256),
-            schema,
-            values: Some(self.values()),
-            rows: taken.rows,
-            files: taken.partitions.iter().flat_map(|part| &part.files).map(|file| file.path.clone()).collect(),
-        };
+        let files = taken.partitions.iter().flat_map(|part| &part.files).map(|file| file.path.clone()).collect();
+        let input = manifest::Input { rows: taken.rows, files, ..input };
         let held = self.held.as_mut().ok_or_else(internal)?;
         self.gone.extend(held.adopt(input, taken.partitions.clone()));
         held.snapshot_at = Some(Utc::now());

@@ -170,6 +170,7 @@ async fn group(
     stop: &Arc<AtomicBool>,
     telling: &mut Telling<impl FnMut(News)>,
 ) -> Result<()> {
+    dataset.note_paths(&files).await?;
     files.retain(|file| !telling.skip(dataset, file));
     let definition = match &wish.dataset {
         Some(definition) => Ok(Arc::clone(definition)),
@@ -182,9 +183,11 @@ async fn group(
         telling.refuse_all(&files, &error);
         return Ok(());
     }
+    let mut twins = Vec::new();
     for file in files {
         // It may be the same as one that was taken in just now.
         if telling.skip(dataset, &file) {
+            twins.push(file);
             continue;
         }
         let input = file.input.clone();
@@ -197,6 +200,7 @@ async fn group(
             Err(error) => telling.refuse(&input.name, &error),
         }
     }
+    dataset.note_paths(&twins).await?;
     dataset.save().await
 }
 

@@ -3,6 +3,8 @@
 //! It lies beside the data under a name that readers of folders pass over, and is replaced as a whole: what it names is
 //! the dataset, and whatever else lies there is not, or not any more.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -113,6 +115,9 @@ pub struct File {
 pub struct Input {
     /// Where it lay.
     pub name: String,
+    /// Where else its text lay: a copy, or the file after it was renamed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// The digest of its text, decompressed; empty when another input has replaced a part of its rows.
     pub sha256: String,
     /// What its rows were read as: another definition, another digest.
@@ -152,7 +157,37 @@ impl ColumnNote {
 impl Input {
     /// Whether it holds the same rows as another, however these are read.
     fn is_same(&self, other: &Self) -> bool {
-        self.sha256 == other.sha256 && (self.name == other.name || self.values.is_some() && self.values == other.values)
+        let has_values = self.schema == other.schema || self.values.is_some() && self.values == other.values;
+        self.sha256 == other.sha256 && has_values
+    }
+
+    /// The paths of its text.
+    fn paths(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.name).chain(&self.also)
+    }
+
+    /// Adds a path of its text.
+    fn add_path(&mut self, path: &String) {
+        if !self.paths().any(|known| known == path) {
+            self.also.push(path.clone());
+        }
+    }
+
+    /// Takes a path away from it, since another text lies there. Answers whether that was its last one with a file; then it
+    /// keeps it, for the rows that stay.
+    fn lose_path(&mut self, path: &String) -> bool {
+        if !self.paths().any(|known| known == path) {
+            return false;
+        }
+        let is_there = |other: &&String| *other != path && Path::new(other).try_exists().unwrap_or(true);
+        let mut others: Vec<String> = self.paths().filter(is_there).cloned().collect();
+        let is_last = others.is_empty();
+        if is_last {
+            others.push(path.clone());
+        }
+        self.name = others.remove(0);
+        self.also = others;
+        is_last
     }
 }
 
@@ -223,27 +258,29 @@ impl Manifest {
         self.files().fold((0, 0), |(rows, bytes), file| (rows + file.rows, bytes + file.bytes))
     }
 
-    /// Adds what was made of an input. What an earlier input of that name has left in the same partitions goes out, and what
-    /// was made of the same content under whatever name; the answer names these files.
-    pub fn adopt(&mut self, input: Input, partitions: Vec<Partition>) -> Vec<String> {
-        let folders: Vec<&str> = partitions.iter().map(|partition| partition.path.as_str()).collect();
+    /// Takes down where the texts of inputs lie, as far as it holds them: each path is one more of its text.
+    pub fn note_paths(&mut self, found: &[Input]) {
+        for input in found {
+            if let Some(held) = self.inputs.iter_mut().find(|held| held.is_same(input)) {
+                held.add_path(&input.name);
+            }
+        }
+    }
+
+    /// Adds what was made of an input. What was made of the same text goes out, under whatever name, and what the input
+    /// displaces; the answer names these files.
+    pub fn adopt(&mut self, mut input: Input, partitions: Vec<Partition>) -> Vec<String> {
         let mut gone = Vec::new();
         self.inputs.retain_mut(|earlier| {
             let is_same = earlier.is_same(&input);
-            if earlier.name != input.name && !is_same {
-                return true;
+            if is_same {
+                gone.append(&mut earlier.files);
+                earlier.paths().for_each(|path| input.add_path(path));
             }
-            let (out, kept): (Vec<String>, _) = std::mem::take(&mut earlier.files).into_iter().partition(|file| {
-                is_same || self.partitions.iter().any(|held| folders.contains(&held.path.as_str()) && held.has(file))
-            });
-            earlier.files = kept;
-            if !out.is_empty() {
-                // What is left of it does not make the text known.
-                earlier.sha256.clear();
-            }
-            gone.extend(out);
-            !earlier.files.is_empty()
+            !is_same
         });
+        let folders: Vec<&String> = partitions.iter().map(|partition| &partition.path).collect();
+        gone.extend(self.displace(&input, &folders));
         self.inputs.push(input);
         for held in &mut self.partitions {
             held.files.retain(|file| !gone.contains(&file.path));
@@ -255,6 +292,30 @@ impl Manifest {
             }
         }
         self.partitions.retain(|partition| !partition.files.is_empty());
+        gone
+    }
+
+    /// Takes the path of an input away from all other texts. What those that lie nowhere else have in the input's folders goes
+    /// out; the answer names these files.
+    fn displace(&mut self, input: &Input, folders: &[&String]) -> Vec<String> {
+        let mut gone = Vec::new();
+        self.inputs.retain_mut(|earlier| {
+            if earlier.is_same(input) || !earlier.lose_path(&input.name) {
+                return true;
+            }
+            // Only the values of columns that it lacks were others.
+            let is_same_text = earlier.sha256 == input.sha256;
+            let (out, kept): (Vec<String>, _) = std::mem::take(&mut earlier.files).into_iter().partition(|file| {
+                is_same_text || self.partitions.iter().any(|held| folders.contains(&&held.path) && held.has(file))
+            });
+            earlier.files = kept;
+            if !out.is_empty() {
+                // What is left of it does not make the text known.
+                earlier.sha256.clear();
+            }
+            gone.extend(out);
+            !earlier.files.is_empty()
+        });
         gone
     }
 

@@ -670,3 +670,56 @@ async fn a_run_that_is_killed_or_interrupted_is_made_whole_by_the_next_and_two_d
     assert_eq!(desk.rows("long").len(), 400_000);
     assert!(Path::new(&file).exists());
 }
+
+/// The values of the column `n` in a dataset, sorted.
+fn numbers(desk: &Desk, dataset: &str) -> Vec<String> {
+    let mut numbers: Vec<String> =
+        desk.rows(dataset).iter().map(|row| row.split_once(" n=").expect("number").1.to_owned()).collect();
+    numbers.sort();
+    numbers
+}
+
+/// A table of one day.
+fn table(numbers: &[u32]) -> String {
+    numbers.iter().fold("when,n\n".to_owned(), |text, number| format!("{text}2025-10-28,{number}\n"))
+}
+
+#[test]
+fn files_that_are_rotated_keep_their_rows_in_whatever_order_they_come() {
+    let orders: [&[&[&str]]; 4] = [
+        &[&["app.2.csv", "app.1.csv", "app.csv"]],
+        &[&["app.csv", "app.1.csv", "app.2.csv"]],
+        &[&["app.1.csv"], &["app.2.csv"], &["app.csv"]],
+        &[&["app.csv"], &["app.1.csv"], &["app.2.csv"]],
+    ];
+    for order in orders {
+        let desk = Desk::new();
+        let convert = || {
+            for run in order {
+                let files: Vec<String> = run
+                    .iter()
+                    .map(|name| desk.path(name))
+                    .filter(|path| path.exists())
+                    .map(|path| path.display().to_string())
+                    .collect();
+                if !files.is_empty() {
+                    desk.good(&files.iter().map(String::as_str).collect::<Vec<_>>());
+                }
+            }
+        };
+        desk.file("app.csv", table(&[1, 2]));
+        convert();
+        fs::rename(desk.path("app.csv"), desk.path("app.1.csv")).expect("rotate");
+        desk.file("app.csv", table(&[3]));
+        convert();
+        assert_eq!(numbers(&desk, "app"), ["1", "2", "3"], "{order:?}");
+        fs::rename(desk.path("app.1.csv"), desk.path("app.2.csv")).expect("rotate");
+        fs::rename(desk.path("app.csv"), desk.path("app.1.csv")).expect("rotate");
+        desk.file("app.csv", table(&[4]));
+        convert();
+        assert_eq!(numbers(&desk, "app"), ["1", "2", "3", "4"], "{order:?}");
+        let before = files_of(&desk.out());
+        convert();
+        assert!(files_of(&desk.out()) == before, "a run without news changed a byte");
+    }
+}
