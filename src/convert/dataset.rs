@@ -139,8 +139,8 @@ impl<'w> Converted<'w> {
             .then(|| format!("already exists, skipping ({} rows from {})", known.rows, known.name))
     }
 
-    /// Takes down where the texts of files lie that were converted before. So a changed file displaces rows only whose text
-    /// lies nowhere else.
+    /// Takes down where the texts of files lie that were converted before. What else their paths have left goes out, and a
+    /// changed file displaces rows only whose text lies nowhere else.
     ///
     /// # Errors
     /// A disk that takes no more.
@@ -148,7 +148,7 @@ impl<'w> Converted<'w> {
         let found: Vec<manifest::Input> = files.iter().map(|file| self.input(file)).collect();
         let Some(held) = &mut self.held else { return Ok(()) };
         let before = held.inputs.clone();
-        held.note_paths(&found);
+        self.gone.extend(held.note_paths(&found));
         if held.inputs == before { Ok(()) } else { self.save().await }
     }
 

@@ -166,9 +166,13 @@ impl Input {
         std::iter::once(&self.name).chain(&self.also)
     }
 
+    fn has_path(&self, path: &String) -> bool {
+        self.paths().any(|known| known == path)
+    }
+
     /// Adds a path of its text.
     fn add_path(&mut self, path: &String) {
-        if !self.paths().any(|known| known == path) {
+        if !self.has_path(path) {
             self.also.push(path.clone());
         }
     }
@@ -176,7 +180,7 @@ impl Input {
     /// Takes a path away from it, since another text lies there. Answers whether that was its last one with a file; then it
     /// keeps it, for the rows that stay.
     fn lose_path(&mut self, path: &String) -> bool {
-        if !self.paths().any(|known| known == path) {
+        if !self.has_path(path) {
             return false;
         }
         let is_there = |other: &&String| *other != path && Path::new(other).try_exists().unwrap_or(true);
@@ -258,13 +262,28 @@ impl Manifest {
         self.files().fold((0, 0), |(rows, bytes), file| (rows + file.rows, bytes + file.bytes))
     }
 
-    /// Takes down where the texts of inputs lie, as far as it holds them: each path is one more of its text.
-    pub fn note_paths(&mut self, found: &[Input]) {
+    /// Takes down where the texts of inputs lie, as far as it holds them: each path is one more of its text, and of no other.
+    /// What they displace goes out; the answer names these files.
+    pub fn note_paths(&mut self, found: &[Input]) -> Vec<String> {
         for input in found {
             if let Some(held) = self.inputs.iter_mut().find(|held| held.is_same(input)) {
                 held.add_path(&input.name);
             }
         }
+        let mut gone = Vec::new();
+        // Only now: each of two files may have got the text of the other.
+        for input in found {
+            let Some(held) = self.inputs.iter().find(|held| held.is_same(input)) else { continue };
+            if self.inputs.iter().all(|other| other.is_same(input) || !other.has_path(&input.name)) {
+                continue;
+            }
+            let is_folder = |partition: &&Partition| held.files.iter().any(|file| partition.has(file));
+            let folders: Vec<String> =
+                self.partitions.iter().filter(is_folder).map(|partition| partition.path.clone()).collect();
+            gone.extend(self.displace(input, &folders));
+        }
+        self.drop_files(&gone);
+        gone
     }
 
     /// Adds what was made of an input. What was made of the same text goes out, under whatever name, and what the input
@@ -279,25 +298,30 @@ impl Manifest {
             }
             !is_same
         });
-        let folders: Vec<&String> = partitions.iter().map(|partition| &partition.path).collect();
+        let folders: Vec<String> = partitions.iter().map(|partition| partition.path.clone()).collect();
         gone.extend(self.displace(&input, &folders));
+        self.drop_files(&gone);
         self.inputs.push(input);
-        for held in &mut self.partitions {
-            held.files.retain(|file| !gone.contains(&file.path));
-        }
         for partition in partitions {
             match self.partitions.binary_search_by(|known| known.path.cmp(&partition.path)) {
                 Ok(known) => self.partitions[known].files.extend(partition.files),
                 Err(place) => self.partitions.insert(place, partition),
             }
         }
-        self.partitions.retain(|partition| !partition.files.is_empty());
         gone
+    }
+
+    /// Takes files out of its partitions.
+    fn drop_files(&mut self, gone: &[String]) {
+        for held in &mut self.partitions {
+            held.files.retain(|file| !gone.contains(&file.path));
+        }
+        self.partitions.retain(|partition| !partition.files.is_empty());
     }
 
     /// Takes the path of an input away from all other texts. What those that lie nowhere else have in the input's folders goes
     /// out; the answer names these files.
-    fn displace(&mut self, input: &Input, folders: &[&String]) -> Vec<String> {
+    fn displace(&mut self, input: &Input, folders: &[String]) -> Vec<String> {
         let mut gone = Vec::new();
         self.inputs.retain_mut(|earlier| {
             if earlier.is_same(input) || !earlier.lose_path(&input.name) {
@@ -306,7 +330,7 @@ impl Manifest {
             // Only the values of columns that it lacks were others.
             let is_same_text = earlier.sha256 == input.sha256;
             let (out, kept): (Vec<String>, _) = std::mem::take(&mut earlier.files).into_iter().partition(|file| {
-                is_same_text || self.partitions.iter().any(|held| folders.contains(&&held.path) && held.has(file))
+                is_same_text || self.partitions.iter().any(|held| folders.contains(&held.path) && held.has(file))
             });
             earlier.files = kept;
             if !out.is_empty() {

@@ -718,8 +718,80 @@ fn files_that_are_rotated_keep_their_rows_in_whatever_order_they_come() {
         desk.file("app.csv", table(&[4]));
         convert();
         assert_eq!(numbers(&desk, "app"), ["1", "2", "3", "4"], "{order:?}");
+        // A rotated file that is changed replaces its own rows, and no others.
+        desk.file("app.2.csv", table(&[1, 20]));
+        convert();
+        assert_eq!(numbers(&desk, "app"), ["1", "20", "3", "4"], "{order:?}");
         let before = files_of(&desk.out());
         convert();
         assert!(files_of(&desk.out()) == before, "a run without news changed a byte");
     }
+}
+
+#[test]
+fn files_that_change_places_or_were_moved_or_copied_are_replaced_by_what_lies_at_their_paths() {
+    let desk = Desk::new();
+    let [a, b, c] = ["d_a.csv", "d_b.csv", "d_c.csv"].map(|name| desk.path(name).to_str().expect("UTF-8").to_owned());
+    let definition = "name = 'd'\ntable = 'd'\ntitle = 'D'\ndescription = 'x'\n\
+        [[columns]]\nname = 'when'\nkind = 'timestamp'\ndescription = 'x'\n\
+        [[columns]]\nname = 'n'\nkind = 'int'\ndescription = 'x'\n\
+        [[columns]]\nname = 'sample'\nkind = 'text'\ndescription = 'x'\n";
+    let schema = desk.file("d.toml", definition);
+    let convert = |files: &[&String]| {
+        let files = files.iter().map(|file| file.as_str());
+        desk.good(&files.chain(["--schema", &schema]).collect::<Vec<_>>());
+        numbers(&desk, "d")
+    };
+    fs::write(&a, table(&[1])).expect("file");
+    fs::write(&b, table(&[2])).expect("file");
+    assert_eq!(convert(&[&a, &b]), ["1", "2"]);
+    // Changed places, together and one by one.
+    fs::write(&a, table(&[2])).expect("file");
+    fs::write(&b, table(&[1])).expect("file");
+    assert_eq!(convert(&[&a, &b]), ["1", "2"]);
+    fs::write(&a, table(&[1])).expect("file");
+    fs::write(&b, table(&[2])).expect("file");
+    convert(&[&a]);
+    assert_eq!(convert(&[&b]), ["1", "2"]);
+    // A copy keeps the rows when the original changes, also when that is converted alone.
+    fs::copy(&a, &c).expect("copy");
+    assert_eq!(convert(&[&c]), ["1", "2"]);
+    fs::write(&a, table(&[3])).expect("file");
+    assert_eq!(convert(&[&a]), ["1", "2", "3"]);
+    // Two that become the same, by a text that is new.
+    fs::write(&a, table(&[4])).expect("file");
+    fs::write(&c, table(&[4])).expect("file");
+    assert_eq!(convert(&[&a, &c]), ["2", "4"]);
+    // A file that was moved, and is changed later.
+    fs::remove_file(&a).expect("remove");
+    fs::rename(&b, &a).expect("move");
+    assert_eq!(convert(&[&a]), ["2", "4"]);
+    fs::write(&a, table(&[5])).expect("file");
+    assert_eq!(convert(&[&a]), ["4", "5"]);
+    // A copy that is of another sample is other rows.
+    fs::write(&a, table(&[4])).expect("file");
+    assert_eq!(convert(&[&a]), ["4"]);
+    desk.good(&[&a, "--schema", &schema, "--column", "sample=S1"]);
+    assert_eq!(numbers(&desk, "d"), ["4", "4 sample=S1"]);
+}
+
+#[test]
+fn a_file_whose_new_content_is_known_under_another_name_leaves_no_rows_of_the_old() {
+    let desk = Desk::new();
+    desk.file("report.1.csv", table(&[1, 2]) + "2025-10-27,5\n");
+    desk.file("report.csv", table(&[3]));
+    let pattern = desk.path("report*.csv").to_str().expect("UTF-8").to_owned();
+    desk.good(&[&pattern]);
+    assert_eq!(numbers(&desk, "report"), ["1", "2", "3", "5"]);
+    fs::copy(desk.path("report.csv"), desk.path("report.1.csv")).expect("copy");
+    let told = desk.good(&[&pattern]);
+    assert!(told.contains("2 skipped"), "{told}");
+    // Other days keep theirs.
+    assert_eq!(numbers(&desk, "report"), ["3", "5"]);
+    assert_eq!(named_by_script(&desk).len(), 2);
+    assert_eq!(files_below(&desk.out().join("report")).len(), 3, "replaced files stay");
+    // What was there before is converted again.
+    desk.file("report.1.csv", table(&[1, 2]));
+    desk.good(&[&pattern]);
+    assert_eq!(numbers(&desk, "report"), ["1", "2", "3", "5"]);
 }
