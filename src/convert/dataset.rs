@@ -171,6 +171,22 @@ impl<'w> Converted<'w> {
         columns.filter(|column| column.name != "extra")
     }
 
+    /// Checks that a column is of the kind that it has in earlier files.
+    ///
+    /// # Errors
+    /// It is of another.
+    pub fn check_kind(&self, column: &str, kind: Kind) -> Result<()> {
+        match self.columns().find(|held| held.name == column && held.kind != kind) {
+            Some(held) => Err(Error::Conflict(format!(
+                "`{column}` is of kind {:?} in {}, and of kind {kind:?} here: choose another folder, or a definition that says \
+                 the same",
+                held.kind,
+                self.root.display(),
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Makes ready for rows of that definition.
     ///
     /// # Errors
@@ -187,18 +203,8 @@ impl<'w> Converted<'w> {
         plan.leave_out(&wish.partitioning.by);
         let mut columns = manifest::columns(&plan);
         let mut partition_columns = manifest::partition_columns(dataset, &wish.partitioning);
-        for column in columns.iter().chain(&partition_columns) {
-            if let Some(held) = self.columns().find(|held| held.name == column.name && held.kind != column.kind) {
-                return Err(Error::Conflict(format!(
-                    "`{}` is of kind {:?} in {}, and of kind {:?} here: choose another folder, or a definition that says \
-                     the same",
-                    column.name,
-                    held.kind,
-                    self.root.display(),
-                    column.kind
-                )));
-            }
-        }
+        let mut all = columns.iter().chain(&partition_columns);
+        all.try_for_each(|column| self.check_kind(&column.name, column.kind))?;
         let params = Params::parse(dataset, &wish.values).map_err(Error::Faults)?;
         if wish.dataset.is_none() {
             let all = columns.iter_mut().chain(&mut partition_columns);

@@ -18,12 +18,14 @@ use crate::lake::manifest::ColumnNote;
 const LONGEST: usize = 40;
 
 /// The columns that were seen, and what their values are.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Profile {
     columns: Vec<(String, Option<Sort>)>,
     positions: HashMap<String, usize>,
     /// The names that columns of earlier files have, by what the new files call them.
     names: HashMap<String, String>,
+    /// Whether the values are of one file with JSON.
+    is_json: bool,
 }
 
 /// What a value is, or all values of a column.
@@ -40,9 +42,9 @@ impl Profile {
     ///
     /// # Errors
     /// A damaged file.
-    pub fn observe(&mut self, source: &Source) -> Result<()> {
+    pub fn of(source: &Source) -> Result<Self> {
         let mut of_cells = Self::default();
-        let mut of_json = Self::default();
+        let mut of_json = Self { is_json: true, ..Self::default() };
         source.records(
             |name, cell| of_cells.see(name, sort_of_cell(cell), false),
             |line, json| {
@@ -51,11 +53,12 @@ impl Profile {
                 Ok(())
             },
         )?;
-        // Only a file that could be read to its end has a say.
-        let seen = of_cells.columns.into_iter().map(|column| (column, false));
-        let seen = seen.chain(of_json.columns.into_iter().map(|column| (column, true)));
-        seen.for_each(|((name, sort), is_json)| self.see(&name, sort, is_json));
-        Ok(())
+        Ok(if of_cells.columns.is_empty() { of_json } else { of_cells })
+    }
+
+    /// Adds what another file holds.
+    pub fn add(&mut self, other: Self) {
+        other.columns.into_iter().for_each(|(name, sort)| self.see(&name, sort, other.is_json));
     }
 
     /// Looks at a value that all rows have.
@@ -81,6 +84,12 @@ impl Profile {
             self.see(&original, Some(Sort::Of(column.kind)), column.kind == Kind::Json);
             self.names.insert(original, column.name.clone());
         }
+    }
+
+    /// The columns of earlier files by their names, each with the kind that all values allow.
+    pub fn remembered(&self) -> impl Iterator<Item = (&str, Kind)> {
+        let columns = self.columns.iter().filter_map(|(original, sort)| Some((self.names.get(original)?, (*sort)?)));
+        columns.map(|(name, sort)| (name.as_str(), sort.kind()))
     }
 
     /// The first column of that kind that has no name yet.

@@ -23,6 +23,7 @@ use std::sync::atomic::AtomicBool;
 use crate::config::{ExportConfig, Partitioning};
 use crate::dataset::{Dataset, Fault};
 use crate::error::{Error, Result};
+use crate::lake::manifest::ColumnNote;
 use crate::lake::{Place, catalogue, refuse_keys};
 use crate::storage::Storage;
 use dataset::{Converted, Taken};
@@ -204,7 +205,8 @@ async fn group(
     dataset.save().await
 }
 
-/// The definition that files tell. Those that cannot be read are refused, and go out of the list.
+/// The definition that files tell. Those that cannot be read, or that contradict earlier ones, are refused, and go out of
+/// the list.
 async fn told_from(
     wish: &Wish,
     name: &str,
@@ -212,23 +214,31 @@ async fn told_from(
     files: &mut Vec<Known>,
     telling: &mut Telling<impl FnMut(News)>,
 ) -> Result<Result<Arc<Dataset>>> {
+    let earlier: Vec<&ColumnNote> = dataset.columns().collect();
+    let complete = |profile: &mut Profile| {
+        wish.values.iter().for_each(|(column, value)| profile.observe_value(column, value));
+        profile.remember(&earlier);
+    };
     let mut profile = Profile::default();
     for file in std::mem::take(files) {
         let input = file.input.clone();
-        let (seen, result) = blocking(move || {
-            let mut profile = profile;
-            let result = Source::open(&input).and_then(|source| profile.observe(&source));
-            (profile, result)
-        })
-        .await?;
-        profile = seen;
-        match result {
-            Ok(()) => files.push(file),
+        let seen = blocking(move || Source::open(&input).and_then(|source| Profile::of(&source))).await?;
+        // Each has its own say: one that contradicts makes none of the others wrong.
+        let allowed = seen.and_then(|seen| {
+            let mut alone = seen.clone();
+            complete(&mut alone);
+            alone.remembered().try_for_each(|(column, kind)| dataset.check_kind(column, kind))?;
+            Ok(seen)
+        });
+        match allowed {
+            Ok(seen) => {
+                profile.add(seen);
+                files.push(file);
+            }
             Err(error) => telling.refuse(&file.input.name, &error),
         }
     }
-    wish.values.iter().for_each(|(column, value)| profile.observe_value(column, value));
-    profile.remember(&dataset.columns().collect::<Vec<_>>());
+    complete(&mut profile);
     let text = profile.definition(name);
     let definition = Dataset::parse(name, &text).map_err(Error::Definitions);
     if definition.is_ok() && !files.is_empty() {

@@ -795,3 +795,25 @@ fn a_file_whose_new_content_is_known_under_another_name_leaves_no_rows_of_the_ol
     desk.good(&[&pattern]);
     assert_eq!(numbers(&desk, "report"), ["1", "2", "3", "5"]);
 }
+
+#[test]
+fn a_file_that_contradicts_earlier_ones_is_refused_and_the_others_are_converted() {
+    let desk = Desk::new();
+    let first = desk.file("d_20251001.csv", "a,b\n1,x\n");
+    desk.good(&[&first]);
+    let (bad, good) = (desk.file("d_20251002.csv", "a\n1.5\n"), desk.file("d_20251003.csv", "a,c\n7,0.5\n"));
+    let worse = desk.file("d_20251004.jsonl", "{\"a\": \"many\"}\n");
+    let (code, told, errors) = desk.convert(&[&bad, &good, &worse]);
+    assert_eq!(code, 1);
+    assert!(told.contains("1 files converted, 1 rows") && told.contains("2 failed"), "{told}");
+    assert!(told.contains("d: told from 1 files") && told.contains("name = \"c\"\nkind = \"float\""), "{told}");
+    let refused: Vec<&str> = errors.lines().filter(|line| line.contains("`a` is of kind Int in ")).collect();
+    assert_eq!(refused.len(), 2, "{errors}");
+    assert!(refused[0].starts_with(&bad) && refused[0].contains("of kind Float here"), "{errors}");
+    assert!(refused[1].starts_with(&worse) && refused[1].contains("of kind Text here"), "{errors}");
+    assert_eq!(desk.rows("d").len(), 2);
+    // A value of the command line is in all of them.
+    let (code, _, errors) = desk.convert(&[&bad, &desk.file("d_20251005.csv", "b\ny\n"), "--column", "a=many"]);
+    assert_eq!((code, errors.matches("`a` is of kind Int in ").count()), (1, 2), "{errors}");
+    assert_eq!(desk.rows("d").len(), 2);
+}
