@@ -20,12 +20,21 @@ const LONGEST: usize = 40;
 /// The columns that were seen, and what their values are.
 #[derive(Debug, Default, Clone)]
 pub struct Profile {
-    columns: Vec<(String, Option<Sort>)>,
+    columns: Vec<(String, Option<Sorts>)>,
     positions: HashMap<String, usize>,
     /// The names that columns of earlier files have, by what the new files call them.
     names: HashMap<String, String>,
     /// Whether the values are of one file with JSON.
     is_json: bool,
+}
+
+/// What takes a value, or all values of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sorts {
+    /// Without a change.
+    exact: Sort,
+    /// As it is read where the kind is given: a double has room for some digits only, a time for microseconds.
+    read: Sort,
 }
 
 /// What a value is, or all values of a column.
@@ -58,7 +67,7 @@ impl Profile {
 
     /// Adds what another file holds.
     pub fn add(&mut self, other: Self) {
-        other.columns.into_iter().for_each(|(name, sort)| self.see(&name, sort, other.is_json));
+        other.columns.into_iter().for_each(|(name, sorts)| self.see(&name, sorts, other.is_json));
     }
 
     /// Looks at a value that all rows have.
@@ -81,15 +90,16 @@ impl Profile {
                 })
                 .unwrap_or(header)
                 .clone();
-            self.see(&original, Some(Sort::Of(column.kind)), column.kind == Kind::Json);
+            let kind = Sort::Of(column.kind);
+            self.see(&original, Some(Sorts { exact: kind, read: kind }), column.kind == Kind::Json);
             self.names.insert(original, column.name.clone());
         }
     }
 
-    /// The columns of earlier files by their names, each with the kind that all values allow.
+    /// The columns of earlier files by their names, each with the kind that all values are read by.
     pub fn remembered(&self) -> impl Iterator<Item = (&str, Kind)> {
-        let columns = self.columns.iter().filter_map(|(original, sort)| Some((self.names.get(original)?, (*sort)?)));
-        columns.map(|(name, sort)| (name.as_str(), sort.kind()))
+        let columns = self.columns.iter().filter_map(|(original, sorts)| Some((self.names.get(original)?, (*sorts)?)));
+        columns.map(|(name, sorts)| (name.as_str(), sorts.read.kind()))
     }
 
     /// The first column of that kind that has no name yet.
@@ -98,7 +108,7 @@ impl Profile {
         columns.filter(|original| !self.names.contains_key(*original)).find(|original| is_it(original))
     }
 
-    fn see(&mut self, name: &str, sort: Option<Sort>, is_json: bool) {
+    fn see(&mut self, name: &str, sorts: Option<Sorts>, is_json: bool) {
         let position = match self.positions.get(name) {
             Some(&position) => position,
             None => {
@@ -108,8 +118,10 @@ impl Profile {
             }
         };
         let held = &mut self.columns[position].1;
-        *held = match (*held, sort) {
-            (Some(one), Some(other)) => Some(both(one, other, is_json)),
+        *held = match (*held, sorts) {
+            (Some(one), Some(other)) => {
+                Some(Sorts { exact: both(one.exact, other.exact, is_json), read: both(one.read, other.read, is_json) })
+            }
             (one, other) => one.or(other),
         };
     }
@@ -125,10 +137,10 @@ impl Profile {
         // Names of earlier files, and those that stay as they are, come first.
         let kept = self.columns.iter().map(|(original, _)| original).filter(|name| identifier(name) == **name);
         let mut taken: HashSet<String> = kept.chain(self.names.values()).cloned().collect();
-        for (original, sort) in &self.columns {
-            let name = match self.names.get(original) {
-                Some(name) => name.clone(),
-                None => free_name(original, &mut taken),
+        for (original, sorts) in &self.columns {
+            let (name, sort) = match self.names.get(original) {
+                Some(name) => (name.clone(), sorts.map(|sorts| sorts.read)),
+                None => (free_name(original, &mut taken), sorts.map(|sorts| sorts.exact)),
             };
             let kind = serde_json::to_value(sort.map_or(Kind::Text, Sort::kind)).unwrap_or_default();
             text.push_str(&format!(
@@ -162,6 +174,20 @@ fn free_name(original: &str, taken: &mut HashSet<String>) -> String {
 pub fn header(dataset: &Dataset, name: &str) -> Option<String> {
     let column = dataset.columns.iter().find(|column| column.name == name)?;
     Some(column.aliases.first().unwrap_or(&column.name).clone())
+}
+
+impl Sorts {
+    /// The sorts of a value, by what it is read as. A number that no double stands for is of the kind `digits`.
+    fn of(value: &str, read: Sort, digits: Kind) -> Self {
+        let exact = match read {
+            // Only a float has a negative zero.
+            Sort::Of(Kind::Int) if value == "-0" => Sort::Of(Kind::Float),
+            Sort::Of(Kind::Float) if value.starts_with('+') || !is_exact_number(value) => Sort::Of(digits),
+            Sort::Of(Kind::Timestamp) if !is_exact_time(value) => Sort::Of(Kind::Text),
+            read => read,
+        };
+        Self { exact, read }
+    }
 }
 
 impl Sort {
@@ -201,7 +227,7 @@ fn both_kinds(one: Kind, other: Kind, is_json: bool) -> Kind {
 
 /// What a cell of a table is, nothing where it is empty. Numbers that begin with a zero are names, and so are whole numbers
 /// that no integer holds.
-fn sort_of_cell(cell: &str) -> Option<Sort> {
+fn sort_of_cell(cell: &str) -> Option<Sorts> {
     let digits = cell.trim_start_matches(['-', '+']);
     let is_name = digits.len() > 1 && digits.starts_with('0') && !digits.starts_with("0.");
     let fits = |kind: &Kind| match (kind, kind.parse(cell)) {
@@ -213,31 +239,67 @@ fn sort_of_cell(cell: &str) -> Option<Sort> {
         (_, parsed) => parsed.is_ok(),
     };
     let kinds = [Kind::Bool, Kind::Int, Kind::Float, Kind::Timestamp];
-    match kinds.into_iter().find(fits) {
-        _ if cell.is_empty() => None,
-        Some(Kind::Int) if is_large(digits) => Some(Sort::Large),
-        kind => Some(Sort::Of(kind.unwrap_or(Kind::Text))),
-    }
+    let read = match kinds.into_iter().find(fits) {
+        _ if cell.is_empty() => return None,
+        Some(Kind::Int) if is_large(digits) => Sort::Large,
+        kind => Sort::Of(kind.unwrap_or(Kind::Text)),
+    };
+    Some(Sorts::of(cell, read, Kind::Text))
 }
 
 /// What a value of JSON is, nothing where it is null. An empty text is a text: the reader takes it for nothing else.
-fn sort_of_json(value: &str) -> Option<Sort> {
+fn sort_of_json(value: &str) -> Option<Sorts> {
     let kind = match value.as_bytes().first() {
         Some(b'n') => return None,
         Some(b't' | b'f') => Kind::Bool,
         Some(b'[' | b'{') => Kind::Json,
-        Some(b'"') => match serde_json::from_str::<String>(value) {
-            Ok(text) if parse_timestamp(&text).is_ok() => Kind::Timestamp,
-            _ => Kind::Text,
-        },
+        Some(b'"') => {
+            let text: String = serde_json::from_str(value).unwrap_or_default();
+            let kind = if parse_timestamp(&text).is_ok() { Kind::Timestamp } else { Kind::Text };
+            return Some(Sorts::of(&text, Sort::Of(kind), Kind::Json));
+        }
         _ if value.contains(['.', 'e', 'E']) => Kind::Float,
-        _ if value.parse::<i64>().is_ok() && is_large(value.trim_start_matches('-')) => return Some(Sort::Large),
+        _ if value.parse::<i64>().is_ok() && is_large(value.trim_start_matches('-')) => {
+            return Some(Sorts::of(value, Sort::Large, Kind::Json));
+        }
         _ if value.parse::<i64>().is_ok() => Kind::Int,
         // The reader takes digits for a text as far as it takes them for a number.
         _ if value.parse::<u64>().is_ok() => Kind::Text,
         _ => Kind::Json,
     };
-    Some(Sort::Of(kind))
+    Some(Sorts::of(value, Sort::Of(kind), Kind::Json))
+}
+
+/// Whether a double stands for a number: then it is written with the same digits again. So are all of fifteen digits.
+fn is_exact_number(number: &str) -> bool {
+    let is_short = number.bytes().filter(u8::is_ascii_digit).count() <= f64::DIGITS as usize;
+    let is_same = |value: f64| {
+        let mut buffer = ryu::Buffer::new();
+        let written = buffer.format(value);
+        written == number || decimal(written) == decimal(number)
+    };
+    number.parse().is_ok_and(|value: f64| is_short && value.is_normal() || is_same(value))
+}
+
+/// The digits of a number without the zeros around them, and the power of ten that they are to be multiplied by.
+fn decimal(number: &str) -> (String, i64) {
+    let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let all = [whole.trim_start_matches('-'), fraction].concat();
+    let digits = all.trim_end_matches('0');
+    let shift = i64::try_from(all.len() - digits.len()).unwrap_or(0) - i64::try_from(fraction.len()).unwrap_or(0);
+    match digits.trim_start_matches('0') {
+        "" => (String::new(), 0),
+        // No double has an exponent that is too long to be read.
+        digits => (digits.to_owned(), exponent.parse().unwrap_or(0_i64).saturating_add(shift)),
+    }
+}
+
+/// Whether nothing of a time is lost: it has no digits below microseconds, and is no leap second.
+fn is_exact_time(time: &str) -> bool {
+    let fraction = time.split_once('.').map_or("", |(_, fraction)| fraction);
+    let mut below = fraction.bytes().take_while(u8::is_ascii_digit).skip(6);
+    below.all(|digit| digit == b'0') && !time.contains(":60")
 }
 
 /// Whether these are digits of a whole number beyond 2^53.
@@ -319,12 +381,24 @@ mod tests {
             (vec!["9007199254740993", "1"], Some(Kind::Int)),
             (vec!["9007199254740993", "1", "0.5"], Some(Kind::Text)),
             (vec!["0.5", "-9007199254740993"], Some(Kind::Text)),
-            (vec!["9007199254740992", "0.5", "+5"], Some(Kind::Float)),
+            (vec!["9007199254740992", "0.5"], Some(Kind::Float)),
+            (vec!["9007199254740994.0", "0.1234567890123456", "1.10", "5.", "1E+5"], Some(Kind::Float)),
+            (vec!["9007199254740993.0"], Some(Kind::Text)),
+            (vec!["0.12345678901234567890"], Some(Kind::Text)),
+            (vec!["0.0", "-0", "0.00e7", "2.2250738585072014e-308", "5e-324"], Some(Kind::Float)),
+            (vec!["1e-400"], Some(Kind::Text)),
+            (vec!["4.94e-324"], Some(Kind::Text)),
+            (vec!["1e-99999999999999999999"], Some(Kind::Text)),
+            (vec!["0.5", "+5"], Some(Kind::Text)),
+            (vec!["1", "-0"], Some(Kind::Float)),
+            (vec!["2025-10-28T00:15:23.123456000Z", "2025-10-28 00:15:23.5"], Some(Kind::Timestamp)),
+            (vec!["2025-10-28T00:15:23.1234567Z"], Some(Kind::Text)),
+            (vec!["2016-12-31T23:59:60Z"], Some(Kind::Text)),
             (vec!["", ""], None),
         ] {
             let mut profile = Profile::default();
             cells.iter().for_each(|cell| profile.see("c", sort_of_cell(cell), false));
-            assert_eq!(profile.columns[0].1.map(Sort::kind), kind, "{cells:?}");
+            assert_eq!(profile.columns[0].1.map(|sorts| sorts.exact.kind()), kind, "{cells:?}");
         }
     }
 
@@ -341,11 +415,16 @@ mod tests {
             (vec!["9007199254740993", "1"], Some(Kind::Int)),
             (vec!["9007199254740993", "0.5"], Some(Kind::Json)),
             (vec!["{}", "1"], Some(Kind::Json)),
+            (vec!["9007199254740993.0"], Some(Kind::Json)),
+            (vec!["1e-400", "0.5"], Some(Kind::Json)),
+            (vec!["-0", "1"], Some(Kind::Float)),
+            (vec![r#""2025-10-28T00:15:23.1234567Z""#], Some(Kind::Text)),
+            (vec![r#""2025-10-28T00:15:23.123456Z""#], Some(Kind::Timestamp)),
             (vec!["null"], None),
         ] {
             let mut profile = Profile::default();
             values.iter().for_each(|value| profile.see("c", sort_of_json(value), true));
-            assert_eq!(profile.columns[0].1.map(Sort::kind), kind, "{values:?}");
+            assert_eq!(profile.columns[0].1.map(|sorts| sorts.exact.kind()), kind, "{values:?}");
         }
     }
 

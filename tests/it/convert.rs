@@ -817,3 +817,37 @@ fn a_file_that_contradicts_earlier_ones_is_refused_and_the_others_are_converted(
     assert_eq!((code, errors.matches("`a` is of kind Int in ").count()), (1, 2), "{errors}");
     assert_eq!(desk.rows("d").len(), 2);
 }
+
+#[test]
+fn numbers_and_times_that_a_kind_would_change_are_text_and_where_a_kind_is_given_are_read_by_it() {
+    let desk = Desk::new();
+    let values = "9007199254740993.0,1e-400,123456789012345678901234567890.5,2026-01-01T00:00:00.123456789Z,\
+                  2016-12-31T23:59:60Z,+4915112345678,-0,1.10,2026-01-01T00:00:00.123456000Z";
+    let plain = "1.5,1,1,2026-01-01T00:00:00Z,2026-01-01T00:00:00Z,5,6,2,2026-01-01T00:00:00Z";
+    let file =
+        desk.file("c_20251028.csv", format!("whole,tiny,huge,nanos,leap,plus,minus,short,micros\n{values}\n{plain}\n"));
+    desk.good(&[&file]);
+    let rows = desk.rows("c");
+    assert!(
+        rows[1].ends_with(
+            ": whole=9007199254740993.0 tiny=1e-400 huge=123456789012345678901234567890.5 \
+             nanos=2026-01-01T00:00:00.123456789Z leap=2016-12-31T23:59:60Z plus=+4915112345678 minus=-0.0 short=1.1 \
+             micros=2026-01-01T00:00:00.123456Z"
+        ),
+        "{rows:?}"
+    );
+    let json = r#"{"whole": 9007199254740993.0, "tiny": 1e-400, "minus": -0, "nanos": "2026-01-01T00:00:00.1234567Z"}"#;
+    let plain = r#"{"whole": 1.5, "tiny": 1, "minus": 6, "nanos": "2026-01-01T00:00:00Z"}"#;
+    desk.good(&[&desk.file("j_20251028.jsonl", format!("{json}\n{plain}\n"))]);
+    let rows = desk.rows("j");
+    let expected = ": whole=9007199254740993.0 tiny=1e-400 minus=-0.0 nanos=2026-01-01T00:00:00.1234567Z";
+    assert!(rows.iter().any(|row| row.ends_with(expected)), "{rows:?}");
+    // The kinds of a folder stay, and take what they always took.
+    desk.good(&[&desk.file("e_20251028.csv", "i,f,t\n1,0.5,2026-01-01T00:00:00Z\n")]);
+    desk.good(&[&desk.file("e_20251029.csv", "i,f,t\n-0,0.12345678901234567890123,2026-01-02T00:00:00.123456789Z\n")]);
+    assert!(
+        desk.rows("e")[1].ends_with(": i=0 f=0.12345678901234568 t=2026-01-02T00:00:00.123456Z"),
+        "{:?}",
+        desk.rows("e")
+    );
+}
