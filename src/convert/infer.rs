@@ -270,15 +270,21 @@ fn sort_of_json(value: &str) -> Option<Sorts> {
     Some(Sorts::of(value, Sort::Of(kind), Kind::Json))
 }
 
-/// Whether a double stands for a number: then it is written with the same digits again. So are all of fifteen digits.
+/// Digits that tell every double from its neighbours.
+const DOUBLE_DIGITS: usize = 17;
+
+/// Whether a double stands for a number: then it is the same when it is written with as many digits again, of which seventeen say
+/// all. So are all of fifteen digits.
 fn is_exact_number(number: &str) -> bool {
-    let is_short = number.bytes().filter(u8::is_ascii_digit).count() <= f64::DIGITS as usize;
-    let is_same = |value: f64| {
-        let mut buffer = ryu::Buffer::new();
-        let written = buffer.format(value);
-        written == number || decimal(written) == decimal(number)
-    };
-    number.parse().is_ok_and(|value: f64| is_short && value.is_normal() || is_same(value))
+    let Ok(value) = number.parse::<f64>() else { return false };
+    if value.is_normal() && number.bytes().filter(u8::is_ascii_digit).count() <= f64::DIGITS as usize {
+        return true;
+    }
+    let written = decimal(number);
+    match written.0.len() {
+        0 => true,
+        digits => digits <= DOUBLE_DIGITS && decimal(&format!("{value:.*e}", digits - 1)) == written,
+    }
 }
 
 /// The digits of a number without the zeros around them, and the power of ten that they are to be multiplied by.
@@ -385,9 +391,10 @@ mod tests {
             (vec!["9007199254740994.0", "0.1234567890123456", "1.10", "5.", "1E+5"], Some(Kind::Float)),
             (vec!["9007199254740993.0"], Some(Kind::Text)),
             (vec!["0.12345678901234567890"], Some(Kind::Text)),
+            (vec!["0.10000000000000001", "5e-324", "0.0"], Some(Kind::Float)),
             (vec!["0.0", "-0", "0.00e7", "2.2250738585072014e-308", "5e-324"], Some(Kind::Float)),
             (vec!["1e-400"], Some(Kind::Text)),
-            (vec!["4.94e-324"], Some(Kind::Text)),
+            (vec!["4.95e-324"], Some(Kind::Text)),
             (vec!["1e-99999999999999999999"], Some(Kind::Text)),
             (vec!["0.5", "+5"], Some(Kind::Text)),
             (vec!["1", "-0"], Some(Kind::Float)),
