@@ -222,11 +222,12 @@ pub struct NewJob<'a> {
     pub max_attempts: i32,
     /// At most one job of that key is ever made.
     pub dedupe_key: Option<&'a str>,
-    /// At most one job of that key waits or runs.
+    /// Of jobs of that key one works at a time, and at most one more waits to begin.
     pub alone_key: Option<&'a str>,
 }
 
-/// Makes a job, in the caller's transaction; false when there is one of one of its keys.
+/// Makes a job, in the caller's transaction; false when there is one of its dedupe key, or one of its alone key that has
+/// not begun.
 ///
 /// # Errors
 /// A database out of reach.
@@ -265,15 +266,16 @@ pub async fn hold(connection: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// The job of that alone key that waits or runs.
+/// The jobs of that alone key that wait or run: first one that has begun, then one that has not.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn unfinished(connection: &mut PgConnection, alone_key: &str) -> Result<Option<Job>> {
+pub async fn unfinished(connection: &mut PgConnection, alone_key: &str) -> Result<Vec<Job>> {
     let sql = format!(
-        "-- jobs.unfinished\nSELECT {COLUMNS} FROM jobs WHERE alone_key = $1 AND state IN ('pending', 'running')"
+        "-- jobs.unfinished
+        SELECT {COLUMNS} FROM jobs WHERE alone_key = $1 AND state IN ('pending', 'running') ORDER BY attempt DESC"
     );
-    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(alone_key).fetch_optional(connection).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(alone_key).fetch_all(connection).await?)
 }
 
 /// All jobs of a kind that wait or run.
@@ -309,7 +311,8 @@ pub async fn list(pool: &PgPool, state: Option<&str>, before: Option<Uuid>, limi
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(state).bind(before).bind(limit).fetch_all(pool).await?)
 }
 
-/// Takes the next job of some kinds that is due, or that its worker has left, for the time of a lease.
+/// Takes the next job of some kinds that is due, or that its worker has left, for the time of a lease. One whose key
+/// another job has begun to work on waits for its end.
 ///
 /// # Errors
 /// A database out of reach.
@@ -317,9 +320,12 @@ pub async fn claim(pool: &PgPool, worker: &str, lease: Duration, kinds: &[&str])
     let sql = format!(
         "-- jobs.claim
         WITH due AS (
-            SELECT id AS due_id FROM jobs
+            SELECT id AS due_id FROM jobs AS due
             WHERE kind = ANY($3)
               AND ((state = 'pending' AND run_at <= now()) OR (state = 'running' AND lease_until < now()))
+              AND (attempt > 0 OR NOT EXISTS (
+                SELECT FROM jobs AS begun
+                WHERE begun.alone_key = due.alone_key AND begun.attempt > 0 AND begun.state IN ('pending', 'running')))
             ORDER BY priority DESC, run_at LIMIT 1 FOR UPDATE SKIP LOCKED)
         UPDATE jobs SET state = 'running', attempt = attempt + 1, worker = $1, progress = '{{}}',
             lease_until = now() + $2 * interval '1 second', started_at = coalesce(started_at, now())

@@ -297,7 +297,7 @@ fn accepted(body: TriggerBody) -> Response {
     (StatusCode::ACCEPTED, [(LOCATION, format!("/jobs/{}", body.job_id))], Json(body)).into_response()
 }
 
-/// Asks for a run of a partitioned dataset. The same wish that waits or runs already is that job.
+/// Asks for a run of a partitioned dataset. The same wish that waits already is that job.
 async fn trigger_lake(http: &Http, run: LakeRun) -> Result<Response, Problem> {
     run.wish(&http.app.config, &http.app.datasets)?;
     lake::place(&http.app).check()?;

@@ -45,18 +45,19 @@ impl LakeRun {
     }
 }
 
-/// Makes the job, in the caller's transaction; the one that waits or runs where it is the same.
+/// Makes the job, in the caller's transaction; the one that waits to begin where there is one. One that has begun may have
+/// looked at the rows before those came that this is asked for.
 ///
 /// # Errors
-/// Another one of that dataset that waits or runs, a database out of reach.
+/// One of that dataset that waits or runs and writes in another way, a database out of reach.
 pub async fn enqueue(app: &App, connection: &mut PgConnection, run: LakeRun) -> Result<Job> {
     let key = format!("lake:{}", run.dataset);
     let work = Work::Lake(Box::new(run));
     let (job, _) = enqueue_alone(connection, &work, &key, app.config.export.max_attempts).await?;
-    if job.payload == super::stored(&work)? {
-        return Ok(job);
-    }
-    let reason = format!("job {} is writing to this dataset in another way; try again when it has ended", job.id);
+    let payload = super::stored(&work)?;
+    let unfinished = jobs::unfinished(connection, &key).await?;
+    let Some(other) = unfinished.iter().find(|other| other.payload != payload) else { return Ok(job) };
+    let reason = format!("job {} is writing to this dataset in another way; try again when it has ended", other.id);
     Err(Error::Conflict(reason))
 }
 

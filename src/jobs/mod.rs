@@ -151,8 +151,12 @@ pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewE
 /// # Errors
 /// A database out of reach.
 pub async fn enqueue_sync(connection: &mut PgConnection, dataset: &str) -> Result<(Job, bool)> {
+    let key = sync_key(dataset);
+    if let Some(job) = jobs::unfinished(connection, &key).await?.pop() {
+        return Ok((job, false));
+    }
     let work = Work::LabkeySync { dataset: dataset.to_owned() };
-    enqueue_alone(connection, &work, &sync_key(dataset), SYNC_ATTEMPTS).await
+    enqueue_alone(connection, &work, &key, SYNC_ATTEMPTS).await
 }
 
 /// Of that key there is one sync of a dataset at a time.
@@ -160,7 +164,8 @@ fn sync_key(dataset: &str) -> String {
     format!("labkey_sync:{dataset}")
 }
 
-/// Makes a job of which only one waits or runs: a new one, or that one. Says whether it is new.
+/// Makes a job that works alone: a new one, which waits for one that has begun, or one that waits already. Says whether it
+/// is new. Either begins after this.
 async fn enqueue_alone(
     connection: &mut PgConnection,
     work: &Work,
@@ -178,8 +183,8 @@ async fn enqueue_alone(
             alone_key: Some(key),
         };
         let is_new = jobs::enqueue(connection, &job).await?;
-        // None when it has ended between the two statements.
-        if let Some(job) = jobs::unfinished(connection, key).await? {
+        // None when it has begun between the two statements.
+        if let Some(job) = jobs::unfinished(connection, key).await?.into_iter().find(|job| job.attempt == 0) {
             return Ok((job, is_new));
         }
     }

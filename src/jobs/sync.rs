@@ -78,8 +78,8 @@ pub async fn restart(app: &App, dataset: &str, keeps: bool) -> Result<(Option<De
     let before = deliveries::forget_destination(&mut transaction, dataset).await?;
     // At the end, since no work goes on meanwhile. A sync that began before is found, and one that comes later finds this.
     jobs::hold(&mut transaction).await?;
-    let sync = jobs::unfinished(&mut transaction, &super::sync_key(dataset)).await?;
-    if sync.is_some_and(|sync| sync.state == "running") {
+    let syncs = jobs::unfinished(&mut transaction, &super::sync_key(dataset)).await?;
+    if syncs.iter().any(|sync| sync.state == "running") {
         return Err(Error::Conflict(format!("a sync of {dataset} runs: stop it, or wait for its end")));
     }
     transaction.commit().await?;

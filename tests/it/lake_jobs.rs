@@ -1,12 +1,15 @@
 //! Partitioned datasets by the service itself: on request, and every day.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use nvd_support_car::config::Config;
 use nvd_support_car::dataset::Datasets;
-use nvd_support_car::jobs::schedule;
+use nvd_support_car::db::jobs::{self, Lease};
+use nvd_support_car::jobs::{EXPORTS, schedule};
 use serde_json::{Value, json};
 
-use crate::app::{RECORD, TestApp, problem};
+use crate::app::{RECORD, TestApp, eventually, problem};
 use crate::lake::{WITH_A_YEAR, files_of, rows_of, store_at, stored_rows};
 
 #[tokio::test]
@@ -47,6 +50,61 @@ async fn a_request_brings_the_partitioned_dataset_up_to_date_and_a_second_change
     assert_eq!(app.finished(made["job_id"].as_str().expect("job")).await["status"], "completed");
     assert_eq!(rows_of(&lake), stored_rows(&app).await);
     assert!(app.get("/exports?status=all").await.as_array().expect("exports").is_empty(), "it is no export");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_while_a_run_works_is_done_by_a_run_that_begins_after_it() {
+    let app = TestApp::with(&[("lake.grace", "4s")]).await;
+    let request = json!({"table": "gottcha2", "partition": {"temporal": "year,month,day"}});
+    let trigger = async || app.trigger(request.clone()).await["job_id"].as_str().expect("job").to_owned();
+    let put = async |rows: usize| {
+        let path = "/ingest/gottcha2/one?on_conflict=replace";
+        let answer = app.request("PUT", path).body(format!("{RECORD}\n").repeat(rows)).send().await.expect("answer");
+        assert_eq!(answer.status(), 200);
+    };
+    put(3).await;
+    app.finished(&trigger().await).await;
+    // A run that has taken its snapshot, and waits for readers of what it has replaced.
+    put(4).await;
+    let first = trigger().await;
+    eventually("it waits for readers", async || {
+        app.get(&format!("/jobs/{first}")).await["progress"]["phase"] == "waiting for readers"
+    })
+    .await;
+    app.store("/ingest-gottcha2", RECORD.replace("S1", "S2")).await;
+    let second = trigger().await;
+    assert_eq!(trigger().await, second, "both can be done by one run");
+    assert_eq!(app.get(&format!("/jobs/{second}")).await["status"], "pending");
+    // Cut in another way, it must not wait behind what would refuse it.
+    let other = json!({"table": "gottcha2", "partition": {"temporal": "year"}});
+    let answer = app.request("POST", "/exports/trigger").json(&other).send().await.expect("answer");
+    assert!(problem(answer, 409).await["detail"].as_str().expect("detail").contains(&first));
+    assert_eq!(app.finished(&second).await["status"], "completed");
+    assert_eq!(app.get(&format!("/jobs/{first}")).await["status"], "completed");
+    assert_eq!(rows_of(&app.exports().join("lake")), stored_rows(&app).await);
+}
+
+#[tokio::test]
+async fn a_run_waits_for_the_one_that_has_begun_also_while_that_is_to_be_tried_again() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    let request = json!({"table": "gottcha2", "partition": {"temporal": "year,month,day"}});
+    let claim = async || {
+        let job = jobs::claim(&app.pool, "worker", Duration::from_secs(60), EXPORTS).await.expect("claim");
+        job.map(|job| (job.id.to_string(), Lease::new(job.id, job.attempt)))
+    };
+    let first = app.trigger(request.clone()).await["job_id"].clone();
+    let (claimed, lease) = claim().await.expect("a job");
+    assert_eq!(claimed, first);
+    let second = app.trigger(request.clone()).await["job_id"].clone();
+    assert_ne!(second, first);
+    assert!(claim().await.is_none(), "two runs at once");
+    assert!(jobs::retry(&app.pool, &lease, Duration::from_secs(1), "away").await.expect("retry"));
+    assert!(claim().await.is_none(), "two runs at once");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let (claimed, lease) = claim().await.expect("a job");
+    assert_eq!(claimed, first);
+    assert!(jobs::complete(&mut app.pool.acquire().await.expect("connection"), &lease).await.expect("complete"));
+    assert_eq!(claim().await.expect("a job").0, second);
 }
 
 #[tokio::test]
