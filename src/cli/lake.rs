@@ -39,7 +39,8 @@ pub struct Partitioned {
     /// Only partitions with rows of that day in UTC (YYYY-MM-DD).
     #[arg(long, conflicts_with_all = ["from", "to"], value_name = "DATE")]
     date: Option<NaiveDate>,
-    /// Make sure of what is written every few partitions: a run that is interrupted goes on where it was.
+    /// Make sure of what is written every few partitions, where rows are only added: a run that is interrupted goes on
+    /// where it was.
     #[arg(long)]
     historical: bool,
     /// Print what would be written, and write nothing.

@@ -37,7 +37,7 @@ use write::Writing;
 /// The folder of the service's own partitioned datasets in the storage of exports.
 pub const FOLDER: &str = "lake";
 
-/// Partitions after which a run that may be interrupted makes sure of what it has.
+/// Partitions after which a run that only adds, and may be interrupted, makes sure of what it has.
 const CHUNK: usize = 16;
 
 /// A file smaller than this part of `export.file_size` is small.
@@ -53,7 +53,7 @@ pub struct Wish {
     plan: Plan,
     partitioning: Partitioning,
     choice: Choice,
-    /// Whether partitions that are finished stay when the rest fails.
+    /// Whether partitions that are finished stay when the rest fails, as long as a run only adds.
     pub historical: bool,
     /// Partitions that are written at once.
     pub jobs: usize,
@@ -330,6 +330,9 @@ impl Run<'_> {
 
     /// Writes several partitions at once. After a fault, those under way are broken off, and all are waited for.
     async fn carry_out(&mut self, writing: &Writing<'_>, tasks: Vec<Task>) -> Result<Vec<Done>> {
+        // Where rows leave a partition, those in their place may come to another: neither may be named without the other.
+        let only_adds = tasks.iter().all(|task| matches!(task.action, Action::New | Action::Add));
+        let is_gradual = self.wish.historical && only_adds && self.replaced.is_empty();
         let mut fault = None;
         let mut partitions = Vec::new();
         let mut since_switch = 0;
@@ -348,7 +351,7 @@ impl Run<'_> {
                     fault.get_or_insert(error);
                 }
             }
-            if self.wish.historical && since_switch >= CHUNK && fault.is_none() {
+            if is_gradual && since_switch >= CHUNK && fault.is_none() {
                 since_switch = 0;
                 self.manifest.snapshot_at = Some(writing.snapshot.taken_at);
                 if let Err(error) = self.switch().await {

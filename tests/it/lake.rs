@@ -313,6 +313,42 @@ async fn replaced_files_go_after_the_catalogue_has_stopped_naming_them() {
 }
 
 #[tokio::test]
+async fn a_run_that_is_broken_off_names_no_partition_that_rows_have_left_without_those_in_their_place() {
+    let app = TestApp::start().await;
+    let time = |day: i32| format!("2026-01-{day:02}T12:00:00Z");
+    for day in 1..=20 {
+        store_at(&app, &format!("S{day}"), 2, &time(day)).await;
+    }
+    let mut lake = Lake::daily();
+    let gradual = |lake: &Lake, overwrite| {
+        let mut wish = lake.wish(&app, overwrite);
+        (wish.historical, wish.jobs) = (true, 1);
+        wish
+    };
+    lake.run(&app, &gradual(&lake, false)).await.expect("a run");
+    let whole = lake.manifest();
+    // A result of the first day is replaced on the last one, and others come on each day between.
+    let first: i64 = app.scalar("SELECT min(id) FROM submissions").await;
+    app.request("DELETE", &format!("/submissions/{first}")).send().await.expect("answer");
+    let mut last = 0;
+    for day in 2..=20 {
+        last = store_at(&app, &format!("T{day}"), 3, &time(day)).await;
+    }
+    let lose = format!("DELETE FROM gottcha2_full WHERE submission_id = {last} AND ordinal = 1");
+    sqlx::query(AssertSqlSafe(lose)).execute(&app.pool).await.expect("a fault in the last partition");
+    lake.run(&app, &gradual(&lake, false)).await.expect_err("broken off");
+    assert!(lake.manifest()["partitions"] == whole["partitions"], "half of a change is named");
+    // The same where the dataset takes the place of one that is cut otherwise.
+    lake.partitioning = Lake::new(&json!({"temporal": "year,month,day,hour"})).partitioning;
+    lake.run(&app, &gradual(&lake, true)).await.expect_err("broken off");
+    assert!(lake.manifest()["partitions"] == whole["partitions"], "half of a change is named");
+    // Where rows only come, what is written stays.
+    let fresh = Lake::daily();
+    fresh.run(&app, &gradual(&fresh, false)).await.expect_err("broken off");
+    assert_eq!(fresh.manifest()["partitions"].as_array().expect("partitions").len(), 16);
+}
+
+#[tokio::test]
 async fn many_small_files_of_a_day_become_one() {
     let app = TestApp::start().await;
     let lake = Lake::daily();
