@@ -65,6 +65,9 @@ pub enum Error {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Another process works on the same; it is free when that has ended.
+    #[error("{0}")]
+    Locked(String),
     /// PostgreSQL failed or is out of reach.
     #[error("the database did not answer as it should")]
     Database(#[source] sqlx::Error),
@@ -129,7 +132,7 @@ impl Error {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::Busy { .. } => Class::Dependency,
+            Self::Busy { .. } | Self::Locked(_) => Class::Dependency,
             Self::Database(error) if is_outage(error) => Class::Dependency,
             Self::Embedded(_) | Self::Environment(_) | Self::Storage(_) | Self::Labkey(_) | Self::Notice { .. } => {
                 Class::Dependency
@@ -143,7 +146,7 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Busy { .. } | Self::RateLimited(_) | Self::Idle(_) | Self::Disconnected => true,
+            Self::Busy { .. } | Self::Locked(_) | Self::RateLimited(_) | Self::Idle(_) | Self::Disconnected => true,
             Self::Notice { is_retryable, .. } => *is_retryable,
             Self::Database(error) => is_outage(error),
             Self::Migration(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
@@ -204,6 +207,7 @@ impl Error {
             Self::Forbidden(_) => "forbidden",
             Self::RateLimited(_) => "rate_limited",
             Self::Busy { .. } => "busy",
+            Self::Locked(_) => "locked",
             Self::Database(_) => "database",
             Self::Storage(_) => "storage",
             Self::Notice { .. } => "notice",

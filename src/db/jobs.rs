@@ -436,19 +436,21 @@ pub async fn retry(pool: &PgPool, lease: &Lease, after: Duration, error: &str) -
     Ok(given.rows_affected() == 1)
 }
 
-/// Gives a job back that its worker cannot finish because it is stopped: to be done again at once, by an attempt that does
-/// not count. False when it is somebody else's now.
+/// Gives a job back for a reason that is not its own: to be done again after a while, while this attempt does not count.
+/// False when it is somebody else's now.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn give_back(pool: &PgPool, lease: &Lease, reason: &str) -> Result<bool> {
+pub async fn give_back(pool: &PgPool, lease: &Lease, after: Duration, reason: &str) -> Result<bool> {
     let given = sqlx::query(
         "-- jobs.give_back
-        UPDATE jobs SET state = 'pending', error = $3, run_at = now(), lease_until = NULL, max_attempts = max_attempts + 1
+        UPDATE jobs SET state = 'pending', error = $4, run_at = now() + $3 * interval '1 second', lease_until = NULL,
+            max_attempts = max_attempts + 1
         WHERE id = $1 AND attempt = $2 AND state = 'running'",
     )
     .bind(lease.id)
     .bind(lease.attempt)
+    .bind(after.as_secs_f64())
     .bind(reason)
     .execute(pool)
     .await?;

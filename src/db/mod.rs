@@ -36,7 +36,13 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
     let options: PgConnectOptions = url.parse().map_err(|_| {
         Error::Environment("DATABASE_URL is not a PostgreSQL URL such as postgres://user:password@host/db".into())
     })?;
-    let options = options.application_name("nvd-support-car").options([("TimeZone", "UTC")]);
+    let options = options.application_name("nvd-support-car").options([
+        ("TimeZone", "UTC"),
+        // PostgreSQL notices within a minute that a machine of ours has vanished, and lets go of its locks.
+        ("tcp_keepalives_idle", "30"),
+        ("tcp_keepalives_interval", "10"),
+        ("tcp_keepalives_count", "3"),
+    ]);
     Ok(PgPoolOptions::new()
         .max_connections(config.max_connections)
         .acquire_timeout(config.acquire_timeout)

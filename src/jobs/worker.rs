@@ -123,7 +123,7 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
     let report = error.report();
     if matches!(error, Error::Cancelled) {
         if is_stopping {
-            return jobs::give_back(&app.pool, lease, "the service was stopped").await;
+            return jobs::give_back(&app.pool, lease, Duration::ZERO, "the service was stopped").await;
         }
         tracing::info!(job = %job.id, "job cancelled");
         let is_ours = give_up(app, job, lease, "cancelled", &report).await?;
@@ -131,6 +131,10 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
             clean_up(app, job).await;
         }
         return Ok(is_ours);
+    }
+    if let Error::Locked(_) = error {
+        tracing::info!(job = %job.id, reason = report, "job waits until another process has ended");
+        return jobs::give_back(&app.pool, lease, backoff(job.attempt), &report).await;
     }
     if error.is_retryable() && job.attempt < job.max_attempts {
         let wait = backoff(job.attempt).max(error.retry_after().unwrap_or_default());

@@ -14,7 +14,8 @@ use crate::db::lake::Lock;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 
-/// How long a run waits for another at the same place: longer than a killed one's connection lives.
+/// How long a run waits for another at the same place: longer than the connection of a killed one lives where its machine
+/// goes on. A job then tries again later.
 const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How often it tries.
@@ -74,7 +75,7 @@ impl Place<'_> {
     /// Waits for the right to write to something in the folder.
     ///
     /// # Errors
-    /// When another process keeps it, a database out of reach.
+    /// [`Error::Locked`] when another process keeps it, a database out of reach.
     pub async fn lock(&self, pool: &PgPool, name: &str, lease: &Lease) -> Result<Lock> {
         let begun = Instant::now();
         let url = self.url(name);
@@ -83,9 +84,7 @@ impl Place<'_> {
                 return Ok(lock);
             }
             if begun.elapsed() > PATIENCE {
-                return Err(Error::Conflict(format!(
-                    "another process is writing to {url}; try again when it has ended"
-                )));
+                return Err(Error::Locked(format!("another process is writing to {url}; try again when it has ended")));
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}

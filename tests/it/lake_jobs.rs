@@ -108,6 +108,35 @@ async fn a_run_waits_for_the_one_that_has_begun_also_while_that_is_to_be_tried_a
 }
 
 #[tokio::test]
+async fn a_job_waits_for_another_writer_however_long_and_counts_no_attempt() {
+    let app = TestApp::with(&[("export.max_attempts", "1")]).await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    let mut hold = app.pool.begin().await.expect("transaction");
+    let place = format!("{}/lake/gottcha2", app.app.storage.url());
+    let lock = sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 6))");
+    lock.bind(place).execute(&mut *hold).await.expect("lock");
+    let made = app.trigger(json!({"table": "gottcha2", "partition": {"temporal": "year"}})).await;
+    let path = format!("/jobs/{}", made["job_id"].as_str().expect("job"));
+    eventually("it runs", async || app.get(&path).await["status"] == "running").await;
+    tokio::time::sleep(Duration::from_secs(42)).await;
+    eventually("it does not run any more", async || app.get(&path).await["status"] != "running").await;
+    let job = app.get(&path).await;
+    assert_eq!(job["status"], "pending", "{job}");
+    assert!(job["error"].as_str().expect("error").contains("another process is writing"), "{job}");
+    hold.rollback().await.expect("rollback");
+    assert_eq!(app.finished(made["job_id"].as_str().expect("job")).await["status"], "completed");
+    assert_eq!(rows_of(&app.exports().join("lake")), stored_rows(&app).await);
+}
+
+#[tokio::test]
+async fn the_database_looks_after_connections_whose_machine_may_vanish() {
+    let app = TestApp::start().await;
+    let setting =
+        async |name: &str| app.scalar::<String>(&format!("SELECT current_setting('tcp_keepalives_{name}')")).await;
+    assert_eq!([setting("idle").await, setting("interval").await, setting("count").await], ["30", "10", "3"]);
+}
+
+#[tokio::test]
 async fn wrong_wishes_for_partitions_are_refused_with_the_field_that_is_wrong() {
     let app = TestApp::start().await;
     for (more, field) in [
