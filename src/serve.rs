@@ -167,7 +167,7 @@ async fn prepare(app: &App) -> Result<()> {
     match app.prepare().await {
         Ok(()) => app.is_ready.store(true, Ordering::Release),
         Err(error) if error.is_retryable() => {
-            tracing::warn!(%error, "the database is away; requests are refused until it is back");
+            tracing::warn!(%error, "the database is away or in use; requests are refused until it is up to date");
             tokio::spawn(prepare_later(app.clone()));
         }
         Err(error) => return Err(error),

@@ -15,15 +15,29 @@ const LOCK: i64 = 0x4E56_4454;
 /// Brings every dataset table up to date. Replicas that start at once wait for each other.
 ///
 /// # Errors
-/// Columns that have another type in the database than in the definition.
+/// Columns that have another type in the database than in the definition; [`Error::Locked`] where a table is in use for
+/// longer than a moment.
 pub async fn ensure(pool: &PgPool, datasets: &Datasets) -> Result<()> {
     let mut transaction = pool.begin().await?;
     sqlx::query("-- tables.lock\nSELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+    // All uploads of a table stand behind a change that waits for an export of it.
+    sqlx::query("-- tables.patience\nSET LOCAL lock_timeout = '3s'").execute(&mut *transaction).await?;
     for statement in plan(&mut transaction, datasets).await? {
-        execute_generated(&mut transaction, statement).await?;
+        execute_generated(&mut transaction, statement).await.map_err(in_use)?;
     }
     transaction.commit().await?;
     Ok(())
+}
+
+fn in_use(error: Error) -> Error {
+    match error {
+        Error::Database(sqlx::Error::Database(cause)) if cause.code().is_some_and(|code| code == "55P03") => {
+            let reason = "a table of a dataset is in use and cannot follow its definition yet; try again when exports and \
+                          uploads under way have ended";
+            Error::Locked(reason.into())
+        }
+        error => error,
+    }
 }
 
 /// The statements that [`ensure`] would run.

@@ -1,11 +1,13 @@
 //! Datasets: the built-in ones, an operator's own, and tables that follow their definitions.
 
+use std::time::Duration;
+
 use nvd_support_car::app::App;
 use nvd_support_car::config::Config;
 use nvd_support_car::dataset::Datasets;
 use nvd_support_car::db::tables;
 
-use crate::app::{TestApp, create_database};
+use crate::app::{TestApp, create_database, eventually};
 
 const DEFINITION: &str = r#"
 name = "kraken"
@@ -105,6 +107,32 @@ async fn tables_of_the_service_are_taken_by_no_dataset() {
         let mistakes = Datasets::load(Some(folder.path())).expect_err(table);
         assert!(mistakes[0].to_string().contains(&format!("table `{table}`")), "{mistakes:?}");
     }
+}
+
+#[tokio::test]
+async fn a_definition_that_waits_for_an_export_lets_uploads_pass() {
+    let folders = [
+        folder(DEFINITION),
+        folder(&format!("{DEFINITION}[[columns]]\nname = \"reads\"\nkind = \"int\"\ndescription = \"Reads.\"\n")),
+    ];
+    let [old, new] = folders.each_ref().map(|folder| folder.path().to_str().expect("path"));
+    let app = TestApp::with(&[("datasets.dir", old)]).await;
+    let overrides = [("datasets.dir".to_owned(), new.to_owned())];
+    let config = Config::load(None, [], &overrides).expect("configuration");
+    let grown = App::new(config, &app.database_url()).expect("app");
+    let mut reading = app.pool.begin().await.expect("transaction");
+    sqlx::query("SELECT count(*) FROM kraken_report").execute(&mut *reading).await.expect("an export");
+    let waits = "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+        WHERE NOT granted AND datname = current_database()";
+    let preparing = grown.clone();
+    let preparing = tokio::spawn(async move { preparing.prepare().await });
+    eventually("the definition waits", async || app.scalar::<i64>(waits).await > 0).await;
+    let upload = app.store("/ingest/kraken?sample_id=S", "sample_id\tpercent\nA\t12.5\n");
+    tokio::time::timeout(Duration::from_secs(8), upload).await.expect("an upload");
+    let error = preparing.await.expect("task").expect_err("in use");
+    assert!(error.is_retryable() && error.to_string().contains("in use"), "{error}");
+    reading.rollback().await.expect("rollback");
+    grown.prepare().await.expect("free");
 }
 
 #[tokio::test]
