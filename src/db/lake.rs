@@ -52,7 +52,8 @@ pub async fn values(
     Ok(sqlx::query_as(AssertSqlSafe(statement)).fetch_all(connection).await?)
 }
 
-/// The right to write to a place, held by a connection for as long as it lives.
+/// The right to write a dataset, or a catalogue, held by a connection for as long as it lives. It goes by the name, since one
+/// folder may have several addresses, and all who may write to it use this database.
 pub struct Lock(PoolConnection<Postgres>);
 
 impl Lock {
@@ -60,12 +61,12 @@ impl Lock {
     ///
     /// # Errors
     /// A database out of reach.
-    pub async fn take(pool: &PgPool, place: &str) -> Result<Option<Self>> {
+    pub async fn take(pool: &PgPool, name: &str) -> Result<Option<Self>> {
         let mut connection = pool.acquire().await?;
         // The lock ends with the connection, however this process ends.
         connection.close_on_drop();
         let lock = sqlx::query_scalar("-- lake.lock\nSELECT pg_try_advisory_lock(hashtextextended($1, 6))");
-        let is_taken: bool = lock.bind(place).fetch_one(&mut *connection).await?;
+        let is_taken: bool = lock.bind(name).fetch_one(&mut *connection).await?;
         Ok(is_taken.then_some(Self(connection)))
     }
 

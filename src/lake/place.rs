@@ -14,7 +14,7 @@ use crate::db::lake::Lock;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 
-/// How long a run waits for another at the same place: longer than the connection of a killed one lives where its machine
+/// How long a run waits for another of the same dataset: longer than the connection of a killed one lives where its machine
 /// goes on. A job then tries again later.
 const PATIENCE: Duration = Duration::from_secs(45);
 
@@ -72,19 +72,21 @@ impl Place<'_> {
         refuse_keys(&self.url(""))
     }
 
-    /// Waits for the right to write to something in the folder.
+    /// Waits for the right to write a dataset, whatever the folder; or the catalogue of a folder, which has no name.
     ///
     /// # Errors
     /// [`Error::Locked`] when another process keeps it, a database out of reach.
     pub async fn lock(&self, pool: &PgPool, name: &str, lease: &Lease) -> Result<Lock> {
         let begun = Instant::now();
-        let url = self.url(name);
         loop {
-            if let Some(lock) = Lock::take(pool, &url).await? {
+            if let Some(lock) = Lock::take(pool, name).await? {
                 return Ok(lock);
             }
             if begun.elapsed() > PATIENCE {
-                return Err(Error::Locked(format!("another process is writing to {url}; try again when it has ended")));
+                return Err(Error::Locked(format!(
+                    "another process is writing to {}, or the same to another folder; try again when it has ended",
+                    self.url(name)
+                )));
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}

@@ -657,6 +657,24 @@ async fn a_run_that_has_lost_its_lock_leaves_the_manifest_of_another() {
     assert_eq!(lake.rows(), stored_rows(&app).await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_addresses_of_one_folder_are_written_by_one_run_at_a_time() {
+    let s3 = S3::start().await;
+    let app = TestApp::start().await;
+    let bucket = Storage::open(&s3.url("secret")).expect("storage");
+    let folder = Storage::open(s3.folder.path().join("lab/exports").to_str().expect("UTF-8")).expect("storage");
+    let [one, other] =
+        [&bucket, &folder].map(|storage| Place { storage, folder: "", datasets: app.app.datasets.names() });
+    let lease = Lease::new(Uuid::now_v7(), 1);
+    for name in ["gottcha2", ""] {
+        let held = one.lock(&app.pool, name, &lease).await.expect("lock");
+        let second = tokio::time::timeout(Duration::from_secs(2), other.lock(&app.pool, name, &lease)).await;
+        assert!(second.is_err(), "both hold the lock of `{name}`");
+        drop(held);
+        other.lock(&app.pool, name, &lease).await.expect("free again");
+    }
+}
+
 fn export(app: &TestApp, folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     let data: PathBuf = folder.join("data");
     let mut command = binary(&data);
