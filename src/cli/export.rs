@@ -93,9 +93,7 @@ impl Export {
 ///
 /// # Errors
 /// A wish that cannot be met, a database or a storage that fails, Ctrl-C.
-pub async fn run(mut config: Config, wish: &Export) -> Result<String> {
-    // This process is to do the work, whatever the service's share is.
-    config.export.slots = config.export.slots.max(1);
+pub async fn run(config: Config, wish: &Export) -> Result<String> {
     let database = Database::open(&config).await?;
     let app = App::new(config, &database.url)?;
     let done = export(&app, wish).await;
@@ -173,13 +171,14 @@ async fn interrupted<T>(lease: &Lease, bar: &ProgressBar) -> Result<T> {
     }
 }
 
-/// Exports by a job, as the service does; whichever worker claims it, this one or a running service's.
+/// Exports by a job, as the service does; whichever worker claims it, the one here or a running service's.
 async fn catalogued(app: &App, new: &NewExport<'_>) -> Result<(u64, u64, Vec<String>)> {
     let mut transaction = app.pool.begin().await?;
     let job = enqueue_export(app, &mut transaction, new).await?;
     transaction.commit().await?;
     app.is_ready.store(true, std::sync::atomic::Ordering::Release);
-    let workers = Workers::start(app);
+    // The jobs of others would be written to the storage of this process.
+    let workers = Workers::only(app, &job);
     let ended = watch(app, job.id).await;
     workers.stop(PATIENCE).await;
     let job = ended?;

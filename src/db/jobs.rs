@@ -312,16 +312,22 @@ pub async fn list(pool: &PgPool, state: Option<&str>, before: Option<Uuid>, limi
 }
 
 /// Takes the next job of some kinds that is due, or that its worker has left, for the time of a lease. One whose key
-/// another job has begun to work on waits for its end.
+/// another job has begun to work on waits for its end. With `only`, that job or none.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn claim(pool: &PgPool, worker: &str, lease: Duration, kinds: &[&str]) -> Result<Option<Job>> {
+pub async fn claim(
+    pool: &PgPool,
+    worker: &str,
+    lease: Duration,
+    kinds: &[&str],
+    only: Option<Uuid>,
+) -> Result<Option<Job>> {
     let sql = format!(
         "-- jobs.claim
         WITH due AS (
             SELECT id AS due_id FROM jobs AS due
-            WHERE kind = ANY($3)
+            WHERE kind = ANY($3) AND ($4::uuid IS NULL OR id = $4)
               AND ((state = 'pending' AND run_at <= now()) OR (state = 'running' AND lease_until < now()))
               AND (attempt > 0 OR NOT EXISTS (
                 SELECT FROM jobs AS begun
@@ -332,7 +338,7 @@ pub async fn claim(pool: &PgPool, worker: &str, lease: Duration, kinds: &[&str])
         FROM due WHERE id = due_id
         RETURNING {COLUMNS}"
     );
-    let claimed = sqlx::query_as(AssertSqlSafe(sql)).bind(worker).bind(lease.as_secs_f64()).bind(kinds);
+    let claimed = sqlx::query_as(AssertSqlSafe(sql)).bind(worker).bind(lease.as_secs_f64()).bind(kinds).bind(only);
     Ok(claimed.fetch_optional(pool).await?)
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{Either, select};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{EXPORTS, NOTICES, SYNCS, Work, clean_up, ended, export, extract, lake, notice, sync, work_of};
 use crate::app::App;
@@ -34,19 +35,34 @@ impl Workers {
     /// Starts as many as are configured for each kind of work, so that none waits for another.
     #[must_use]
     pub fn start(app: &App) -> Self {
-        let (stop, give_back) = (CancellationToken::new(), CancellationToken::new());
-        let mut workers = JoinSet::new();
+        let mut workers = Self::none();
         let slots = app.config.export.slots;
         let syncs = if app.labkey.is_some() { app.config.labkey.slots } else { 0 };
         // Notices must not wait for a slot.
         let notices = usize::from(slots > 0);
         for (kinds, slots) in [(EXPORTS, slots), (SYNCS, syncs), (NOTICES, notices)] {
             for slot in 0..slots {
-                let name = format!("{}:{}:{}:{slot}", hostname(), std::process::id(), kinds[0]);
-                workers.spawn(work(app.clone(), kinds, name, stop.clone(), give_back.clone()));
+                workers.add(app, kinds, slot, None);
             }
         }
-        Self { stop, give_back, workers }
+        workers
+    }
+
+    /// Starts one that does this job, and nobody else's.
+    #[must_use]
+    pub fn only(app: &App, job: &Job) -> Self {
+        let mut workers = Self::none();
+        workers.add(app, EXPORTS, 0, Some(job.id));
+        workers
+    }
+
+    fn none() -> Self {
+        Self { stop: CancellationToken::new(), give_back: CancellationToken::new(), workers: JoinSet::new() }
+    }
+
+    fn add(&mut self, app: &App, kinds: &'static [&'static str], slot: usize, only: Option<Uuid>) {
+        let name = format!("{}:{}:{}:{slot}", hostname(), std::process::id(), kinds[0]);
+        self.workers.spawn(work(app.clone(), kinds, only, name, self.stop.clone(), self.give_back.clone()));
     }
 
     /// Claims no more; lets running jobs end within the deadline, then gives them back to be done again.
@@ -63,6 +79,7 @@ impl Workers {
 async fn work(
     app: App,
     kinds: &'static [&'static str],
+    only: Option<Uuid>,
     name: String,
     stop: CancellationToken,
     give_back: CancellationToken,
@@ -73,7 +90,7 @@ async fn work(
             wait(&app, &stop).await;
             continue;
         }
-        match jobs::claim(&app.pool, &name, app.config.export.lease, kinds).await {
+        match jobs::claim(&app.pool, &name, app.config.export.lease, kinds, only).await {
             Ok(Some(job)) => perform(&app, job, &give_back).await,
             Ok(None) => wait(&app, &stop).await,
             Err(error) => {

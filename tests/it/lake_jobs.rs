@@ -89,7 +89,7 @@ async fn a_run_waits_for_the_one_that_has_begun_also_while_that_is_to_be_tried_a
     let app = TestApp::with(&[("export.slots", "0")]).await;
     let request = json!({"table": "gottcha2", "partition": {"temporal": "year,month,day"}});
     let claim = async || {
-        let job = jobs::claim(&app.pool, "worker", Duration::from_secs(60), EXPORTS).await.expect("claim");
+        let job = jobs::claim(&app.pool, "worker", Duration::from_secs(60), EXPORTS, None).await.expect("claim");
         job.map(|job| (job.id.to_string(), Lease::new(job.id, job.attempt)))
     };
     let first = app.trigger(request.clone()).await["job_id"].clone();

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::app::{RECORD, create_database, eventually, gzip, server_of};
+use crate::app::{RECORD, TestApp, create_database, eventually, gzip, server_of};
 use crate::proxy::relay_database;
 
 /// The binary with a clean environment.
@@ -394,4 +394,20 @@ async fn requests_in_flight_are_finished_before_the_end() {
     stream.read_to_string(&mut answer).expect("answer");
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     stopping.join().expect("orderly end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_export_from_the_command_line_leaves_the_jobs_of_others_to_others() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let theirs = app.trigger(json!({"table": "gottcha2"})).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let mut command = binary(&folder.path().join("data"));
+    command.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--set", "export.slots=0"]);
+    let output = command.output().expect("run");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("gottcha2: 1 rows"), "{}", text(&output.stdout));
+    let job = app.get(&format!("/jobs/{}", theirs["job_id"].as_str().expect("job"))).await;
+    assert_eq!((&job["status"], &job["attempt"]), (&json!("pending"), &json!(0)), "{job}");
+    assert_eq!(app.scalar::<i64>("SELECT count(*) FROM jobs WHERE state = 'completed'").await, 1);
 }
