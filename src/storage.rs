@@ -213,6 +213,23 @@ impl Storage {
         Ok(files)
     }
 
+    /// The names of the folders in a folder, which need not be there.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn folders(&self, folder: &str) -> Result<Vec<String>> {
+        let mut names = match &self.folder {
+            Some(root) => folders(&root.join(folder))
+                .map_err(|error| object_store::Error::Generic { store: "local", source: Box::new(error) })?,
+            None => {
+                let listing = self.store.list_with_delimiter(Some(&self.path(folder))).await?;
+                listing.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect()
+            }
+        };
+        names.sort();
+        Ok(names)
+    }
+
     /// Removes all files below a folder, and answers with their number. A folder that is not there is no fault.
     ///
     /// # Errors
@@ -265,6 +282,16 @@ impl Storage {
         let name = Path::parse(name).unwrap_or_else(|_| Path::from(name));
         self.root.parts().chain(name.parts()).collect()
     }
+}
+
+/// The names of the folders in `folder`, which need not be there.
+fn folders(folder: &FilePath) -> std::io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let name = |entry: std::fs::DirEntry| entry.path().is_dir().then(|| entry.file_name().into_string().ok()).flatten();
+    entries.filter_map(|entry| entry.map(name).transpose()).collect()
 }
 
 /// The files below `folder`, which need not be there.

@@ -117,7 +117,7 @@ pub async fn run(
 ) -> Result<String> {
     let storage = output.map_or_else(|| Ok(app.storage.clone()), Storage::open)?;
     let folder = if output.is_some() { "" } else { lake::FOLDER };
-    let place = Place { storage: &storage, folder, datasets: app.datasets.names() };
+    let place = Place { storage: &storage, folder };
     let datasets = matching(app, patterns)?;
     let mut faults = Vec::new();
     let mut wishes = Vec::new();

@@ -26,9 +26,6 @@ use crate::lake::{Place, is_of_a_run, partition, run_digits};
 use crate::send::content::LIMITS;
 use crate::storage::Storage;
 
-/// What the manifest says of where rows come from.
-const SOURCE: &str = "files";
-
 /// Threads that encode.
 const THREADS: usize = 2;
 
@@ -87,14 +84,14 @@ impl<'w> Converted<'w> {
         opened.held = Manifest::load(&storage, name).await?;
         let place = opened.root.display();
         let why = match &opened.held {
-            Some(held) if held.source != SOURCE => "holds rows of the service",
+            Some(held) if held.source != manifest::FILES => "holds rows of the service",
             Some(held) if held.partitioning != wish.partitioning => "is cut in another way",
             _ => "",
         };
         if !why.is_empty() {
             return Err(Error::Conflict(format!("{place} {why}: choose another folder")));
         }
-        let files = Place { storage: &storage, folder: "", datasets: &[] }.files(name).await?;
+        let files = Place { storage: &storage, folder: "" }.files(name).await?;
         for file in files {
             let is_known =
                 file == manifest::FILE || opened.held.iter().flat_map(Manifest::files).any(|known| known.path == file);
@@ -211,10 +208,8 @@ impl<'w> Converted<'w> {
             all.for_each(|column| column.header = infer::header(dataset, &column.name));
         }
         // The kinds of an earlier version's folders are not known, and stay so: their values may be anything.
-        let mut held = self
-            .held
-            .take()
-            .unwrap_or_else(|| Manifest { partition_columns, ..Manifest::new(&plan, &wish.partitioning, SOURCE) });
+        let new = || Manifest { partition_columns, ..Manifest::new(&plan, &wish.partitioning, manifest::FILES) };
+        let mut held = self.held.take().unwrap_or_else(new);
         held.columns.retain(|known| columns.iter().all(|column| column.name != known.name));
         held.columns = columns.into_iter().chain(held.columns).collect();
         held.title.clone_from(&dataset.title);

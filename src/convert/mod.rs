@@ -316,8 +316,8 @@ fn lock(wish: &Wish) -> Result<fs::File> {
     }
 }
 
-/// Refuses a folder in which the catalogue would take the place of somebody's own files, and one whose path readers would take
-/// for a part of the data.
+/// Refuses a folder in which the catalogue would take the place of somebody's own files or datasets, and one whose path readers
+/// would take for a part of the data.
 async fn refuse_others(wish: &Wish) -> Result<()> {
     // As it is called in the catalogue; as it would be, where it is not there yet.
     let path = wish.output.canonicalize().or_else(|_| std::path::absolute(&wish.output));
@@ -326,26 +326,15 @@ async fn refuse_others(wish: &Wish) -> Result<()> {
         return Ok(());
     }
     let storage = Storage::open(&wish.output.to_string_lossy())?;
-    let place = Place { storage: &storage, folder: "", datasets: &datasets(wish)? };
-    catalogue::refuse_others(&place).await
+    let place = Place { storage: &storage, folder: "" };
+    catalogue::refuse_others(&place, None, true).await
 }
 
 /// Writes the catalogue of all datasets in the folder.
 async fn renew_catalogue(wish: &Wish) -> Result<()> {
     let storage = Storage::open(&wish.output.to_string_lossy())?;
-    let place = Place { storage: &storage, folder: "", datasets: &datasets(wish)? };
+    let place = Place { storage: &storage, folder: "" };
     catalogue::renew_alone(&place, README).await
-}
-
-/// The names of all datasets in the folder.
-fn datasets(wish: &Wish) -> Result<Vec<String>> {
-    let entries = fs::read_dir(&wish.output).map_err(|error| Error::Environment(error.to_string()))?;
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| wish.output.join(name).join(crate::lake::manifest::FILE).is_file())
-        .collect();
-    names.sort();
-    Ok(names)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {

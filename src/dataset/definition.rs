@@ -291,11 +291,7 @@ impl Check<'_> {
     }
 
     fn identifier(&mut self, what: &str, name: &str) {
-        let mut letters = name.bytes();
-        let good = letters.next().is_some_and(|first| first.is_ascii_lowercase())
-            && letters.all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'_')
-            && name.len() <= 48;
-        self.that(good, || {
+        self.that(is_identifier(name), || {
             format!("{what} `{name}` is not a lower-case letter followed by at most 47 of a-z, 0-9 and _")
         });
     }
@@ -417,6 +413,15 @@ impl Check<'_> {
         }
         orders.iter().map(|order| order.iter().filter_map(|name| lookup.get(name).copied()).collect()).collect()
     }
+}
+
+/// Whether datasets, tables and columns may have that name.
+#[must_use]
+pub fn is_identifier(name: &str) -> bool {
+    let mut letters = name.bytes();
+    letters.next().is_some_and(|first| first.is_ascii_lowercase())
+        && letters.all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'_')
+        && name.len() <= 48
 }
 
 fn int_bounds(min: Option<&toml::Value>, max: Option<&toml::Value>) -> Option<Bounds> {

@@ -63,7 +63,7 @@ pub async fn enqueue(app: &App, connection: &mut PgConnection, run: LakeRun) -> 
 
 /// Where the service keeps its own.
 pub fn place(app: &App) -> Place<'_> {
-    Place { storage: &app.storage, folder: FOLDER, datasets: app.datasets.names() }
+    Place { storage: &app.storage, folder: FOLDER }
 }
 
 /// Whether something was ever written of a dataset, so that what is removed has to be removed there too.

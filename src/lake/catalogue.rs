@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use sqlx::PgPool;
 
 use super::Place;
-use super::manifest::{self, Manifest};
+use super::manifest::{self, FILES, Manifest};
 use crate::config::Level;
 use crate::dataset::Kind;
 use crate::db::jobs::Lease;
@@ -47,18 +47,20 @@ const BEGINNINGS: [(&str, &[&str]); 4] = [
 const TAXA: [&str; 3] = ["adjusted_taxid", "taxid", "staxids"];
 const NAMES: [&str; 4] = ["adjusted_taxid_name", "name", "sscinames", "stitle"];
 
-/// Refuses a folder in which the catalogue would take the place of somebody's own files. Where a dataset lies, they are
-/// those of the catalogue, whoever has edited them since.
+/// Refuses a folder in which the catalogue would take the place of somebody's own files, or in which datasets of databases
+/// and of files would lie side by side: their writers know nothing of each other. Where a dataset lies, the files are those
+/// of the catalogue, whoever has edited them since.
 ///
 /// # Errors
-/// Such a file, a storage out of reach.
-pub async fn refuse_others(place: &Place<'_>) -> Result<()> {
-    let Some(file) = file_of_others(place).await? else { return Ok(()) };
-    for name in place.datasets {
-        if Manifest::load(place.storage, &place.name(name)).await.is_ok_and(|manifest| manifest.is_some()) {
-            return Ok(());
-        }
+/// Such a file or dataset, a storage out of reach.
+pub async fn refuse_others(place: &Place<'_>, replaced: Option<&str>, is_of_files: bool) -> Result<()> {
+    let held: Vec<Manifest> = place.manifests().await?.into_iter().flatten().collect();
+    let is_other = |held: &&Manifest| (held.source == FILES) != is_of_files && Some(held.dataset.as_str()) != replaced;
+    if let Some(other) = held.iter().find(is_other) {
+        let what = if is_of_files { "rows of the service" } else { "converted files" };
+        return Err(Error::Conflict(format!("{} holds {what}: choose another folder", place.url(&other.dataset))));
     }
+    let Some(file) = file_of_others(place).await?.filter(|_| held.is_empty()) else { return Ok(()) };
     Err(Error::Conflict(format!(
         "{} was not written by this program, which describes its datasets in a file of that name: choose another folder",
         place.url(file)
@@ -97,11 +99,8 @@ pub async fn renew_alone(place: &Place<'_>, readme: &str) -> Result<()> {
 }
 
 async fn files(place: &Place<'_>, readme: &str) -> Result<[(&'static str, String); 4]> {
-    let mut manifests = Vec::new();
-    for name in place.datasets {
-        let manifest = Manifest::load(place.storage, &place.name(name)).await?;
-        manifests.extend(manifest.filter(|manifest| super::is_columnar(manifest.format)));
-    }
+    let mut manifests = place.manifests().await?.into_iter().collect::<Result<Vec<_>>>()?;
+    manifests.retain(|manifest| super::is_columnar(manifest.format));
     let schema = serde_json::to_string_pretty(&schema(&manifests))
         .map_err(|error| Error::Internal(format!("the schema cannot be written: {error}")))?;
     Ok([

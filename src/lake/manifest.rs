@@ -20,6 +20,9 @@ use sha2::{Digest, Sha256};
 /// Its name in the folder of the dataset.
 pub const FILE: &str = "_manifest.json";
 
+/// The source of a dataset that never was in a database.
+pub const FILES: &str = "files";
+
 /// The form of manifests that this version writes and reads.
 const VERSION: u32 = 1;
 
@@ -34,7 +37,7 @@ pub struct Manifest {
     pub title: String,
     /// What one row is.
     pub description: String,
-    /// The database that it was written from: ids of submissions mean something there only.
+    /// The database that it was written from: ids of submissions mean something there only. [`FILES`] where there was none.
     pub source: String,
     /// When the state was taken that it holds.
     pub snapshot_at: Option<DateTime<Utc>>,

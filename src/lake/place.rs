@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::manifest::{FILE, Manifest};
 use super::{Wish, catalogue};
 use crate::config::Format;
+use crate::dataset::definition::is_identifier;
 use crate::db::jobs::Lease;
 use crate::db::keys;
 use crate::db::lake::Lock;
@@ -37,8 +38,6 @@ pub struct Place<'p> {
     pub storage: &'p Storage,
     /// The folder; the root of the storage when empty.
     pub folder: &'p str,
-    /// The names of all datasets that may lie there.
-    pub datasets: &'p [String],
 }
 
 /// What lies where a dataset is to be written.
@@ -123,7 +122,7 @@ impl Place<'_> {
         let mut files = self.files(dataset).await?;
         // What is unfinished no reader takes for data, and nobody else gives such names.
         files.retain(|file| file != FILE && !(file.contains('#') && is_of_a_run(dataset, file)));
-        catalogue::refuse_others(self).await?;
+        catalogue::refuse_others(self, Some(dataset), false).await?;
         if files.is_empty() && why == STRANGE {
             return Ok((new, Found::Empty));
         }
@@ -150,6 +149,22 @@ impl Place<'_> {
             self.url(&held.dataset),
             lost.join("`, `")
         )))
+    }
+
+    /// What each dataset in the folder says of itself, whoever has written it.
+    ///
+    /// # Errors
+    /// A storage out of reach.
+    pub async fn manifests(&self) -> Result<Vec<Result<Manifest>>> {
+        let mut manifests = Vec::new();
+        let names = self.storage.folders(self.folder).await?;
+        for name in names.into_iter().filter(|name| is_identifier(name)) {
+            let manifest = Manifest::load(self.storage, &self.name(&name)).await.transpose();
+            // A copy under another name is no dataset.
+            let is_copy = |manifest: &Result<Manifest>| manifest.as_ref().is_ok_and(|found| found.dataset != name);
+            manifests.extend(manifest.filter(|manifest| !is_copy(manifest)));
+        }
+        Ok(manifests)
     }
 
     /// The files of a dataset's folder, as paths in it.

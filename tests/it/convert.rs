@@ -587,12 +587,24 @@ async fn folders_of_others_and_other_cuts_are_refused() {
     export.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day", "-o"]);
     assert!(export.arg(desk.out()).output().expect("run").status.success());
     let before = files_of(&desk.out());
-    let (code, _, errors) = desk.convert(&[&file]);
-    assert_eq!(code, 1);
-    assert!(errors.contains("holds rows of the service"), "{errors}");
+    // Other datasets too: a catalogue has one writer.
+    for file in [&file, &desk.file("other.csv", "n\n1\n")] {
+        let (code, _, errors) = desk.convert(&[file]);
+        assert_eq!(code, 1);
+        assert!(errors.contains("holds rows of the service"), "{errors}");
+    }
     let mut after = files_of(&desk.out());
     after.remove(".nvd-support-car.lock");
     assert!(after == before);
+    fs::remove_dir_all(desk.out()).expect("remove");
+    desk.good(&[&desk.path("other.csv").display().to_string()]);
+    let before = files_of(&desk.out());
+    let mut export = binary(&desk.path("data"));
+    export.env("DATABASE_URL", app.database_url()).args(["export", "gottcha2", "--temporal", "year,month,day", "-o"]);
+    let output = export.arg(desk.out()).output().expect("run");
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("holds converted files"), "{}", text(&output.stderr));
+    assert!(files_of(&desk.out()) == before);
 }
 
 #[test]

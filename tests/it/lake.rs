@@ -62,7 +62,7 @@ impl Lake {
 
     pub async fn run(&self, app: &TestApp, wish: &Wish) -> Result<Outcome> {
         let lease = Lease::new(Uuid::now_v7(), 1);
-        let place = Place { storage: &self.storage, folder: "", datasets: app.app.datasets.names() };
+        let place = Place { storage: &self.storage, folder: "" };
         lake::run(&app.pool, &app.app.config.export, wish, &place, &lease).await
     }
 
@@ -447,6 +447,32 @@ async fn files_of_others_with_the_names_of_the_catalogue_are_not_overwritten() {
 }
 
 #[tokio::test]
+async fn the_catalogue_names_datasets_that_this_process_has_no_definition_of() {
+    let s3 = S3::start().await;
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    let lakes = [Lake { storage: Storage::open(&s3.url("secret")).expect("storage"), ..Lake::daily() }, Lake::daily()];
+    let roots = [s3.folder.path().join("lab/exports"), lakes[1].folder.path().to_owned()];
+    for (lake, root) in lakes.iter().zip(roots) {
+        lake.update(&app).await;
+        // As a service that knows a dataset of an operator leaves it; and a copy that somebody has laid beside it.
+        let manifest = std::fs::read_to_string(root.join("gottcha2/_manifest.json")).expect("manifest");
+        for (folder, name) in [("kraken", "kraken"), ("copy", "gottcha2")] {
+            std::fs::create_dir(root.join(folder)).expect("folder");
+            let manifest = manifest.replace("\"dataset\": \"gottcha2\"", &format!("\"dataset\": \"{name}\""));
+            std::fs::write(root.join(folder).join("_manifest.json"), manifest).expect("manifest");
+        }
+        store_at(&app, "S2", 5, "2026-01-02T12:00:00Z").await;
+        lake.update(&app).await;
+        let script = std::fs::read_to_string(root.join("duckdb.sql")).expect("script");
+        for name in ["gottcha2", "kraken"] {
+            assert_eq!(script.matches(&format!("CREATE OR REPLACE VIEW \"{name}\"")).count(), 1, "{script}");
+        }
+        assert!(std::fs::read_to_string(root.join("schema.json")).expect("schema").contains("\"kraken\""));
+    }
+}
+
+#[tokio::test]
 async fn a_definition_that_lacks_a_column_of_the_dataset_is_refused_without_overwrite() {
     let app = TestApp::start().await;
     store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
@@ -642,7 +668,7 @@ async fn a_run_that_has_lost_its_lock_leaves_the_manifest_of_another() {
     });
     let held = held.connect(&app.database_url()).await.expect("pool");
     let (wish, lease) = (lake.wish(&app, false), Lease::new(Uuid::now_v7(), 1));
-    let place = Place { storage: &lake.storage, folder: "", datasets: app.app.datasets.names() };
+    let place = Place { storage: &lake.storage, folder: "" };
     let first = lake::run(&held, &app.app.config.export, &wish, &place, &lease);
     let second = async {
         eventually("the first run has begun", async || manifest.exists()).await;
@@ -663,8 +689,7 @@ async fn two_addresses_of_one_folder_are_written_by_one_run_at_a_time() {
     let app = TestApp::start().await;
     let bucket = Storage::open(&s3.url("secret")).expect("storage");
     let folder = Storage::open(s3.folder.path().join("lab/exports").to_str().expect("UTF-8")).expect("storage");
-    let [one, other] =
-        [&bucket, &folder].map(|storage| Place { storage, folder: "", datasets: app.app.datasets.names() });
+    let [one, other] = [&bucket, &folder].map(|storage| Place { storage, folder: "" });
     let lease = Lease::new(Uuid::now_v7(), 1);
     for name in ["gottcha2", ""] {
         let held = one.lock(&app.pool, name, &lease).await.expect("lock");

@@ -44,7 +44,7 @@ async fn run(app: &App, storage: &Storage, dataset: &str, partitioning: Value) {
     let partitioning: Partitioning = serde_json::from_value(partitioning).expect("partitioning");
     let dataset = app.datasets.get(dataset).expect("dataset");
     let wish = Wish::new(dataset, &ExportSpec::default(), &partitioning, false, &app.config.export).expect("wish");
-    let place = Place { storage, folder: "", datasets: app.datasets.names() };
+    let place = Place { storage, folder: "" };
     lake::run(&app.pool, &app.config.export, &wish, &place, &Lease::new(Uuid::now_v7(), 1)).await.expect("run");
 }
 
