@@ -119,7 +119,7 @@ impl TestApp {
 
     /// Waits until a job has ended.
     pub async fn finished(&self, job: &str) -> Value {
-        for _ in 0..600 {
+        for _ in 0..1200 {
             let found = self.get(&format!("/jobs/{job}")).await;
             if !["pending", "running"].contains(&found["status"].as_str().expect("status")) {
                 return found;
@@ -298,9 +298,9 @@ fn blocking<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(work)
 }
 
-/// Repeats a check until it holds, for at most ten seconds.
+/// Repeats a check until it holds, for at most half a minute: the machine may be busy with other tests.
 pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut holds: F) {
-    for _ in 0..200 {
+    for _ in 0..600 {
         if holds().await {
             return;
         }
