@@ -11,6 +11,7 @@ pub mod jobs;
 pub mod keys;
 pub mod labkey;
 pub mod lake;
+mod nagle;
 pub mod schedules;
 pub mod submissions;
 pub mod tables;
@@ -43,9 +44,16 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
         ("tcp_keepalives_interval", "10"),
         ("tcp_keepalives_count", "3"),
     ]);
+    let port = options.get_port();
     Ok(PgPoolOptions::new()
         .max_connections(config.max_connections)
         .acquire_timeout(config.acquire_timeout)
+        .after_connect(move |_, _| {
+            if let Err(error) = nagle::switch_off(port) {
+                tracing::warn!(%error, "uploads take 40 ms longer than they need to");
+            }
+            Box::pin(async { Ok(()) })
+        })
         .connect_lazy_with(options))
 }
 

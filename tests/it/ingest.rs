@@ -492,6 +492,21 @@ async fn an_upload_that_waits_for_others_to_end_keeps_no_place_from_them_and_oth
 }
 
 #[tokio::test]
+async fn a_small_upload_waits_for_no_delayed_acknowledgement() {
+    let app = TestApp::start().await;
+    let mut shortest = Duration::MAX;
+    for sample in 0..100 {
+        let started = Instant::now();
+        app.store("/ingest-gottcha2", RECORD.replace("S1", &format!("S{sample}"))).await;
+        shortest = shortest.min(started.elapsed());
+        if shortest < Duration::from_millis(38) {
+            return;
+        }
+    }
+    panic!("the shortest of 100 uploads took {shortest:?}: Linux acknowledges small packets after 40 ms");
+}
+
+#[tokio::test]
 async fn connections_that_postgresql_has_ended_meanwhile_do_not_cost_an_upload() {
     let app = TestApp::start().await;
     for round in 0..5 {
