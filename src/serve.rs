@@ -201,6 +201,9 @@ fn listen(address: SocketAddr, idle: Duration) -> Result<TcpListener> {
         |error| Error::Environment(format!("cannot listen on {address}: {error}; choose another with --listen"));
     let listener = TcpListener::bind(address).map_err(fault)?;
     listener.set_nonblocking(true).map_err(fault)?;
+    // Connections have this of their listener. Else the beginning of an answer holds back its end until the client has
+    // acknowledged it, which it does after 40 ms.
+    socket2::SockRef::from(&listener).set_tcp_nodelay(true).map_err(fault)?;
     limit_silence(&listener, idle).map_err(fault)?;
     Ok(listener)
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -296,6 +296,24 @@ pub fn server_of(url: &str) -> String {
 
 fn blocking<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(work)
+}
+
+/// Asserts that something is done, as a rule, before Linux acknowledges a small packet that stands alone.
+pub async fn without_delayed_acknowledgement(mut act: impl AsyncFnMut()) {
+    let mut medians = Vec::new();
+    // The first packets of a connection are acknowledged at once, and a machine may be busy for a while.
+    for _ in 0..6 {
+        let mut times = Vec::new();
+        for _ in 0..31 {
+            let started = Instant::now();
+            act().await;
+            times.push(started.elapsed());
+        }
+        times.sort();
+        medians.push(times[times.len() / 2]);
+    }
+    medians.remove(0);
+    assert!(medians.iter().any(|&median| median < Duration::from_millis(38)), "it waits for 40 ms: {medians:?}");
 }
 
 /// Repeats a check until it holds, for at most half a minute: the machine may be busy with other tests.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::app::{RECORD, TestApp, create_database, eventually, gzip, server_of};
+use crate::app::{RECORD, TestApp, create_database, eventually, gzip, server_of, without_delayed_acknowledgement};
 use crate::proxy::relay_database;
 
 /// The binary with a clean environment.
@@ -190,6 +190,45 @@ fn an_end_that_is_asked_for_during_the_start_leaves_no_postgresql_running() {
     }
 }
 
+/// Exports as plain text, and answers with the link to it.
+async fn export_text(client: &reqwest::Client, service: &Served) -> String {
+    let ask = async |method: reqwest::Method, path: &str, body: Value| {
+        let request = client.request(method, format!("{}{path}", service.url)).bearer_auth("t").json(&body);
+        request.send().await.expect("answer").json::<Value>().await.expect("JSON")
+    };
+    let wish = json!({"table": "gottcha2", "format": "jsonl", "compression": "none"});
+    let job = ask(reqwest::Method::POST, "/exports/trigger", wish).await;
+    let export = format!("/exports/{}", job["export_id"].as_str().expect("export"));
+    let mut url = String::new();
+    eventually("it is written", async || {
+        let found = ask(reqwest::Method::GET, &export, Value::Null).await;
+        url = found["download_url"].as_str().unwrap_or_default().to_owned();
+        !url.is_empty()
+    })
+    .await;
+    url
+}
+
+#[tokio::test]
+async fn a_part_of_a_file_waits_for_no_delayed_acknowledgement() {
+    let folder = folder();
+    let (_, database_url) = create_database().await;
+    let service = Served::start(
+        binary(folder.path())
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .env("DATABASE_URL", &database_url)
+            .env("BEARER_TOKEN", "t"),
+    );
+    send(&service.url, "t", &format!("{RECORD}\n").repeat(1000)).await.expect("receipt");
+    let client = reqwest::Client::builder().no_proxy().build().expect("client");
+    let url = export_text(&client, &service).await;
+    without_delayed_acknowledgement(async || {
+        let part = client.get(&url).header("range", "bytes=0-99999").send().await.expect("answer");
+        assert_eq!(part.bytes().await.expect("bytes").len(), 100_000);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_client_that_takes_nothing_of_an_answer_is_let_go() {
     let folder = folder();
@@ -202,21 +241,7 @@ async fn a_client_that_takes_nothing_of_an_answer_is_let_go() {
     );
     send(&service.url, "t", &format!("{RECORD}\n").repeat(100_000)).await.expect("receipt");
     let client = reqwest::Client::builder().no_proxy().build().expect("client");
-    let ask = async |method: reqwest::Method, path: &str, body: Value| {
-        let request = client.request(method, format!("{}{path}", service.url)).bearer_auth("t").json(&body);
-        request.send().await.expect("answer").json::<Value>().await.expect("JSON")
-    };
-    let wish = serde_json::json!({"table": "gottcha2", "format": "jsonl", "compression": "none"});
-    let job = ask(reqwest::Method::POST, "/exports/trigger", wish).await;
-    let export = format!("/exports/{}", job["export_id"].as_str().expect("export"));
-    let mut url = String::new();
-    eventually("it is written", async || {
-        let found = ask(reqwest::Method::GET, &export, Value::Null).await;
-        url = found["download_url"].as_str().unwrap_or_default().to_owned();
-        !url.is_empty()
-    })
-    .await;
-    let mut answer = client.get(&url).send().await.expect("answer");
+    let mut answer = client.get(&export_text(&client, &service).await).send().await.expect("answer");
     let whole = answer.content_length().expect("length");
     std::thread::sleep(Duration::from_secs(8));
     let mut taken = 0;
