@@ -9,6 +9,7 @@ use tokio::sync::{Notify, OnceCell, Semaphore};
 use crate::config::Config;
 use crate::dataset::Datasets;
 use crate::db;
+use crate::db::group::Group;
 use crate::error::Result;
 use crate::labkey::Labkey;
 use crate::storage::Storage;
@@ -36,7 +37,7 @@ pub struct App {
     pub is_ready: Arc<AtomicBool>,
 }
 
-/// How many uploads there may be.
+/// How many uploads there may be, and those that are stored together.
 #[derive(Clone)]
 pub struct IngestBounds {
     /// Bodies that are decoded and copied at the same time.
@@ -47,6 +48,8 @@ pub struct IngestBounds {
     pub queue: Arc<Semaphore>,
     /// Uploads that hold a connection while the rest of their body is still to come.
     pub arriving: Arc<Semaphore>,
+    /// Small uploads that are complete, and wait to be stored together.
+    pub group: Arc<Group>,
 }
 
 impl IngestBounds {
@@ -76,6 +79,7 @@ impl App {
             concurrency: places,
             queue: Arc::new(Semaphore::new(config.ingest.queue)),
             arriving: Arc::new(Semaphore::new((config.database.max_connections as usize / 4 * 3).max(1))),
+            group: Arc::default(),
         };
         let storage = Storage::open(&config.export_storage())?;
         let labkey = Labkey::open(&config.labkey, &datasets)?;

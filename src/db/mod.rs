@@ -2,11 +2,13 @@
 //! deliveries to LabKey, and the embedded PostgreSQL.
 
 pub mod artifacts;
+pub mod copy;
 pub mod embedded;
 pub mod export_jobs;
 pub mod exports;
 pub mod extract_runs;
 pub mod extracts;
+pub mod group;
 pub mod jobs;
 pub mod keys;
 pub mod labkey;
@@ -18,12 +20,10 @@ pub mod tables;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
-use sqlx::postgres::PgCopyIn;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use crate::config::DatabaseConfig;
-use crate::dataset::{Dataset, sql};
 use crate::error::{Error, Result};
 
 /// The service's own tables.
@@ -66,25 +66,12 @@ pub async fn migrate(pool: &PgPool) -> Result<()> {
     Ok(())
 }
 
-/// Runs one statement that the service has put together from checked identifiers; with [`copy_in`] the only place for such SQL.
+/// Runs one statement that the service has put together from checked identifiers; with [`copy`] and [`copy_out`] the only place for such SQL.
 ///
 /// # Errors
 /// What PostgreSQL says.
 pub async fn execute_generated(connection: &mut PgConnection, statement: String) -> Result<u64> {
     Ok(sqlx::query(AssertSqlSafe(statement)).execute(connection).await?.rows_affected())
-}
-
-/// Begins the COPY that takes the columns at some positions of a dataset into `table`: its own, or one of its shape.
-///
-/// # Errors
-/// What PostgreSQL says.
-pub async fn copy_in<'c>(
-    connection: &'c mut PgConnection,
-    dataset: &Dataset,
-    table: &str,
-    columns: &[usize],
-) -> Result<PgCopyIn<&'c mut PgConnection>> {
-    Ok(connection.copy_in_raw(&sql::copy_in(dataset, table, columns)).await?)
 }
 
 /// Begins a COPY that the service has put together from checked identifiers and literals.

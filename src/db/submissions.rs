@@ -37,12 +37,12 @@ pub struct Submission {
 }
 
 /// A submission to be written.
-#[derive(Debug)]
-pub struct NewSubmission<'a> {
+#[derive(Debug, Clone)]
+pub struct NewSubmission {
     /// From [`reserve`].
     pub id: i64,
     /// The dataset's name.
-    pub dataset: &'a str,
+    pub dataset: String,
     /// The key under which it is known.
     pub key: String,
     /// SHA-256 over dataset, parameters and content.
@@ -56,11 +56,11 @@ pub struct NewSubmission<'a> {
     /// Decompressed bytes.
     pub bytes: u64,
     /// The sample that all rows share.
-    pub sample_id: Option<&'a str>,
+    pub sample_id: Option<String>,
     /// The run that all rows share.
-    pub run_id: Option<&'a str>,
+    pub run_id: Option<String>,
     /// The name of the access token.
-    pub client: &'a str,
+    pub client: String,
 }
 
 /// An id for a submission that is about to arrive. An id that is not used leaves a gap.
@@ -172,31 +172,35 @@ pub async fn any(connection: &mut PgConnection, dataset: &str) -> Result<bool> {
     Ok(any.bind(dataset).fetch_one(connection).await?)
 }
 
-/// Writes a submission; `None` when its key is taken. Waits for another transaction that is writing the same key.
+/// Writes submissions, but for those whose key is taken. Waits for other transactions that are writing the same keys.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn insert(connection: &mut PgConnection, new: &NewSubmission<'_>) -> Result<Option<Submission>> {
+pub async fn insert(connection: &mut PgConnection, new: &[&NewSubmission]) -> Result<Vec<Submission>> {
+    fn column<'n, T>(new: &[&'n NewSubmission], value: impl Fn(&'n NewSubmission) -> T) -> Vec<T> {
+        new.iter().map(|new| value(new)).collect()
+    }
     Ok(sqlx::query_as(
         "-- submissions.insert
         INSERT INTO submissions
             (id, dataset, key, fingerprint, sha256, rows, duplicates, bytes, sample_id, run_id, client)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+        SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::bytea[], $5::bytea[], $6::bigint[], $7::bigint[],
+            $8::bigint[], $9::text[], $10::text[], $11::text[])
         ON CONFLICT (dataset, key) DO NOTHING
         RETURNING *",
     )
-    .bind(new.id)
-    .bind(new.dataset)
-    .bind(&new.key)
-    .bind(&new.fingerprint[..])
-    .bind(&new.sha256[..])
-    .bind(new.rows.cast_signed())
-    .bind(new.duplicates.cast_signed())
-    .bind(new.bytes.cast_signed())
-    .bind(new.sample_id)
-    .bind(new.run_id)
-    .bind(new.client)
-    .fetch_optional(connection)
+    .bind(column(new, |new| new.id))
+    .bind(column(new, |new| new.dataset.as_str()))
+    .bind(column(new, |new| new.key.as_str()))
+    .bind(column(new, |new| &new.fingerprint[..]))
+    .bind(column(new, |new| &new.sha256[..]))
+    .bind(column(new, |new| new.rows.cast_signed()))
+    .bind(column(new, |new| new.duplicates.cast_signed()))
+    .bind(column(new, |new| new.bytes.cast_signed()))
+    .bind(column(new, |new| new.sample_id.as_deref()))
+    .bind(column(new, |new| new.run_id.as_deref()))
+    .bind(column(new, |new| new.client.as_str()))
+    .fetch_all(connection)
     .await?)
 }
 

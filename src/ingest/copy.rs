@@ -4,39 +4,23 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::dataset::{Cell, Dataset, Row};
+use crate::db::copy::Batch;
 use crate::error::Error;
 
 /// COPY bytes that travel together: below what the allocator asks the kernel for anew each time.
 const BATCH: usize = 32 * 1024;
 
-/// The signature, no flags, no header extension.
-const HEADER: &[u8; 19] = b"PGCOPY\n\xFF\r\n\0\0\0\0\0\0\0\0\0";
-
-/// The end of the data: a field count of -1.
-const TRAILER: [u8; 2] = (-1_i16).to_be_bytes();
-
 /// Microseconds from 1970-01-01, where Unix begins to count, to 2000-01-01, where PostgreSQL does.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
-/// Bytes of one COPY, which carries some columns of the dataset.
+/// Writes the rows of a submission as batches for COPY, and hands them to `send` until it answers false.
 ///
 /// A body is one COPY as a rule. It becomes several when a later row brings a column that no row before it had: leaving
 /// out columns that a body never fills saves PostgreSQL from reading a null for each of them in every row.
-#[derive(Debug)]
-pub struct Batch {
-    /// Positions of the columns. Batches of one COPY share one list, and the next list begins the next COPY.
-    pub columns: Arc<[usize]>,
-    /// The bytes.
-    pub bytes: Bytes,
-}
-
-/// Writes the rows of a submission as COPYs, and hands their bytes to `send` until it answers false.
 pub struct Batches<F> {
     submission: i64,
-    /// The columns of the current COPY, as positions and as flags.
+    /// The columns of the batch under way, as positions and as flags.
     columns: Arc<[usize]>,
     carried: Vec<bool>,
     batch: Vec<u8>,
@@ -47,10 +31,10 @@ pub struct Batches<F> {
 }
 
 impl<F: FnMut(Batch) -> bool> Batches<F> {
-    /// A COPY without rows, which may take `limit` bytes.
+    /// Batches without rows, which may take `limit` bytes.
     pub fn new(submission: i64, dataset: &Dataset, limit: u64, send: F) -> Self {
         let carried = vec![false; dataset.columns.len()];
-        Self { submission, columns: Arc::default(), carried, batch: HEADER.to_vec(), bytes: 0, limit, send }
+        Self { submission, columns: Arc::default(), carried, batch: Vec::new(), bytes: 0, limit, send }
     }
 
     /// Writes a row; `number` counts from 1.
@@ -61,19 +45,15 @@ impl<F: FnMut(Batch) -> bool> Batches<F> {
         let ordinal = i32::try_from(number).map_err(|_| Error::Internal("more rows than an ordinal holds".into()))?;
         let brings_column = row.cells.iter().zip(&self.carried).any(|(cell, carried)| !carried && !cell.is_empty());
         if brings_column {
-            self.begin_copy(number, row)?;
+            self.carry_more(row)?;
         }
         write_row(&mut self.batch, self.submission, ordinal, row, &self.columns);
         if self.batch.len() >= BATCH { self.flush() } else { Ok(()) }
     }
 
-    /// Ends the current COPY, if it has rows, and begins one that also carries the columns that this row speaks of.
-    fn begin_copy(&mut self, number: u64, row: &Row<'_>) -> Result<(), Error> {
-        if number > 1 {
-            self.batch.extend_from_slice(&TRAILER);
-            self.flush()?;
-            self.batch.extend_from_slice(HEADER);
-        }
+    /// Ends the batch under way, and begins one that also carries the columns that this row speaks of.
+    fn carry_more(&mut self, row: &Row<'_>) -> Result<(), Error> {
+        self.flush()?;
         for (carried, cell) in self.carried.iter_mut().zip(&row.cells) {
             *carried |= *cell != Cell::Absent;
         }
@@ -83,6 +63,9 @@ impl<F: FnMut(Batch) -> bool> Batches<F> {
     }
 
     fn flush(&mut self) -> Result<(), Error> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
         self.bytes += self.batch.len() as u64;
         if self.bytes > self.limit {
             let limit = bytesize::ByteSize(self.limit).to_string();
@@ -97,12 +80,11 @@ impl<F: FnMut(Batch) -> bool> Batches<F> {
         if (self.send)(batch) { Ok(()) } else { Err(Error::Internal("the COPY ended before the body".into())) }
     }
 
-    /// Ends the last COPY.
+    /// Ends the last batch.
     ///
     /// # Errors
-    /// Nobody takes the bytes any more.
+    /// As with [`Batches::write`].
     pub fn finish(mut self) -> Result<(), Error> {
-        self.batch.extend_from_slice(&TRAILER);
         self.flush()
     }
 }

@@ -4,6 +4,7 @@
 //! ([`decode`], [`rows`], [`copy`]) while COPY runs beside it ([`store`]). Bounded channels lie between the three.
 
 pub mod body;
+mod content;
 pub mod copy;
 pub mod decode;
 pub mod format;

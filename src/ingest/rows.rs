@@ -3,12 +3,13 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use super::copy::{Batch, Batches};
+use super::copy::Batches;
 use super::decode::{Decoder, Limits};
 use super::format::Format;
 use crate::dataset::params::Params;
 use crate::dataset::row::MAX_FAULTS;
 use crate::dataset::{Cell, Dataset, Fault, Row, json, tsv};
+use crate::db::copy::Batch;
 use crate::error::Error;
 
 /// What a decoding thread needs to know.

@@ -1,34 +1,26 @@
 //! The transaction of one submission: COPY beside the decoding thread, then the submission row, then commit.
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Postgres, Transaction};
 use tokio::sync::{SemaphorePermit, mpsc};
-use tokio::task::JoinHandle;
 
-use super::body::{BodyReader, Part, Turn};
-use super::copy::Batch;
-use super::decode::Limits;
-use super::rows::{self, Summary};
+use super::body::{Part, Turn};
+use super::content::Content;
+use super::rows::Summary;
 use super::{Receipt, Request};
 use crate::app::App;
-use crate::dataset::Fault;
-use crate::db;
+use crate::db::copy::{self, Batch};
+use crate::db::group::{self, Member, Stored};
 use crate::db::submissions::{self, NewSubmission, Submission};
 use crate::error::{Error, Result};
 
-/// COPY bytes that are held back before a transaction begins. A content that fits (some ten thousand rows) is checked
-/// and compared with what is stored before the table is touched, so that a replay leaves nothing behind.
-const HELD_BACK: usize = 4 * 1024 * 1024;
-
 /// Bytes of a sample or run that all rows share: by these submissions are looked up, in an index that takes some 2,700.
 const LONGEST_NAME: usize = 1024;
-
-/// Encoded batches between the decoding thread and COPY.
-const BATCHES_IN_FLIGHT: usize = 32;
 
 /// Stores a body of which `ahead` has arrived and `parts` are to come.
 ///
@@ -43,17 +35,18 @@ pub async fn store(app: App, request: Request, ahead: Bytes, parts: Option<mpsc:
     };
     let mut content = Content::decode(&app, &request, submission, ahead, parts);
     let held = content.hold_back().await;
-    let complete = content.is_complete();
-    let existing = match (existing, known) {
-        (None, None) if complete => {
-            let key = content_key(&fingerprint(&request, &content.summary().await?));
-            // Whoever has a connection may be waiting for a place, so nobody waits the other way round.
-            content.turn.leave();
-            let existing = submissions::by_key(&app.pool, &request.dataset.name, &key).await?;
-            content.turn.enter().await;
-            existing
+    let attempt = Attempt { app: &app, request: &request, submission };
+    let can_share = request.dataset.unique.is_empty();
+    let existing = if existing.is_none() && content.is_complete() && (can_share || known.is_none()) {
+        if can_share && let Some(receipt) = attempt.store_with_others(held.clone(), &mut content).await? {
+            return Ok(receipt);
         }
-        (existing, _) => existing,
+        // Whoever has a connection may be waiting for a place, so nobody waits the other way round.
+        content.turn.leave();
+        let key = attempt.submission(&content.summary().await?)?.key;
+        submissions::by_key(&app.pool, &request.dataset.name, &key).await?
+    } else {
+        existing
     };
     // A replacement too large to be known in full is copied first, and compared with what is there before the commit. So is
     // content of which rows were passed over: they may be gone since, with the submission that had brought them.
@@ -64,7 +57,6 @@ pub async fn store(app: App, request: Request, ahead: Bytes, parts: Option<mpsc:
     {
         return Ok(receipt);
     }
-    let attempt = Attempt { app: &app, request: &request, submission };
     attempt.store(held, &mut content).await
 }
 
@@ -103,87 +95,6 @@ fn content_key(fingerprint: &[u8; 32]) -> String {
     format!("sha256:{}", data_encoding::HEXLOWER.encode(fingerprint))
 }
 
-/// The content of a body as COPY batches, and what is known of it at the end.
-struct Content {
-    batches: mpsc::Receiver<Batch>,
-    decoding: Option<JoinHandle<Result<Summary>>>,
-    /// Kept until all is stored: the COPY needs a core as much as the decoding.
-    turn: Arc<Turn>,
-    outcome: Option<Summary>,
-    ended: bool,
-}
-
-impl Content {
-    /// Starts the decoding thread.
-    fn decode(
-        app: &App,
-        request: &Request,
-        submission: i64,
-        ahead: Bytes,
-        parts: Option<mpsc::Receiver<Part>>,
-    ) -> Self {
-        let limits = &app.config.ingest;
-        let job = rows::Job {
-            dataset: Arc::clone(&request.dataset),
-            params: request.params.clone(),
-            format: request.format,
-            submission,
-            limits: Limits {
-                decompressed: limits.max_decompressed.as_u64(),
-                line: usize::try_from(limits.max_line.as_u64()).unwrap_or(usize::MAX),
-            },
-            max_rows: limits.max_rows,
-        };
-        let magic = ahead.slice(..ahead.len().min(4));
-        let turn = Arc::new(Turn::new(Arc::clone(&app.ingest.places)));
-        let body = BodyReader::new(ahead, parts, Arc::clone(&turn), limits.max_body.as_u64());
-        let (sender, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
-        let decoding = tokio::task::spawn_blocking(move || {
-            rows::decode(&job, &magic, body, |batch| sender.blocking_send(batch).is_ok())
-        });
-        Self { batches, decoding: Some(decoding), turn, outcome: None, ended: false }
-    }
-
-    /// The next batch, or `None` when the thread has ended, well or not.
-    async fn next(&mut self) -> Option<Batch> {
-        let batch = self.batches.recv().await;
-        self.ended = batch.is_none();
-        batch
-    }
-
-    /// Collects batches up to [`HELD_BACK`].
-    async fn hold_back(&mut self) -> Vec<Batch> {
-        let mut held = Vec::new();
-        let mut bytes = 0;
-        while bytes < HELD_BACK {
-            let Some(batch) = self.next().await else { break };
-            bytes += batch.bytes.len();
-            held.push(batch);
-        }
-        held
-    }
-
-    /// Whether all batches have been handed out.
-    const fn is_complete(&self) -> bool {
-        self.ended
-    }
-
-    /// What the whole body turned out to hold, after its last batch.
-    async fn summary(&mut self) -> Result<Summary> {
-        if let Some(decoding) = self.decoding.take() {
-            let decoded = decoding.await.map_err(|error| Error::Internal(format!("decoding failed: {error}")))?;
-            self.outcome = Some(decoded?);
-        }
-        self.outcome.clone().ok_or_else(|| Error::Internal("the body was read twice".into()))
-    }
-
-    /// Reads to the end for the digest only.
-    async fn discard_rest(&mut self) -> Result<Summary> {
-        while self.next().await.is_some() {}
-        self.summary().await
-    }
-}
-
 /// One try to store one submission.
 struct Attempt<'a> {
     app: &'a App,
@@ -192,10 +103,45 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
+    /// Stores a body that is known in full together with others that wait; `None` when it was not stored, for its key is
+    /// taken, or for a reason that may be another's.
+    async fn store_with_others(&self, held: Vec<Batch>, content: &mut Content) -> Result<Option<Receipt>> {
+        let new = self.submission(&content.summary().await?)?;
+        let (group, turn) = (&self.app.ingest.group, &content.turn);
+        let (mut stored, enough) = group.join(&self.request.dataset, held, new);
+        if !enough {
+            // Others that are decoded meanwhile will be stored with it.
+            turn.leave();
+        }
+        tokio::select! {
+            biased;
+            submission = &mut stored => return Ok(submission.ok().map(Receipt::stored)),
+            () = turn.enter() => {}
+        }
+        if !group.has(self.submission) {
+            turn.leave();
+            return Ok(stored.await.ok().map(Receipt::stored));
+        }
+        match self.begin(turn).await {
+            Ok(transaction) => {
+                if let Err(error) = store_all(transaction, group.take(self.submission), turn).await {
+                    tracing::debug!(%error, "submissions could not be stored together");
+                }
+            }
+            Err(error) if group.leave(self.submission) => return Err(error),
+            // Somebody else has a connection.
+            Err(_) => {}
+        }
+        turn.leave();
+        Ok(stored.await.ok().map(Receipt::stored))
+    }
+
+    /// Stores a body in a transaction of its own.
     async fn store(&self, held: Vec<Batch>, content: &mut Content) -> Result<Receipt> {
         if content.is_complete() {
             // A bad body is refused before it costs a transaction.
-            content.summary().await?;
+            self.submission(&content.summary().await?)?;
+            content.turn.enter().await;
         }
         let _arriving = self.arriving(content).await?;
         let mut transaction = self.begin(&content.turn).await?;
@@ -254,35 +200,12 @@ impl Attempt<'_> {
 
     /// Sends all batches, and answers with the number of rows that PostgreSQL took.
     async fn copy(&self, connection: &mut PgConnection, held: Vec<Batch>, content: &mut Content) -> Result<u64> {
-        if !self.request.dataset.unique.is_empty() {
-            submissions::create_incoming(connection, &self.request.dataset).await?;
+        let dataset = &self.request.dataset;
+        if !dataset.unique.is_empty() {
+            submissions::create_incoming(connection, dataset).await?;
         }
-        let mut held = held.into_iter();
-        let mut next = held.next();
-        let mut rows = 0;
-        while let Some(first) = next {
-            let columns = Arc::clone(&first.columns);
-            let mut copy = db::copy_in(connection, &self.request.dataset, self.target(), &columns).await?;
-            copy.send(first.bytes).await?;
-            loop {
-                next = match held.next() {
-                    Some(batch) => Some(batch),
-                    None => content.next().await,
-                };
-                match &next {
-                    Some(batch) if Arc::ptr_eq(&batch.columns, &columns) => copy.send(&*batch.bytes).await?,
-                    _ => break,
-                };
-            }
-            if next.is_none()
-                && let Err(error) = content.summary().await
-            {
-                copy.abort("the body was refused").await?;
-                return Err(error);
-            }
-            rows += copy.finish().await.map_err(|error| refused_by_postgres(error.into(), rows))?;
-        }
-        Ok(rows)
+        let batches = stream::iter(held.into_iter().map(Ok)).chain(content.rest());
+        copy::fill(connection, dataset, self.target(), pin!(batches)).await
     }
 
     /// The number of rows stored, after rows that were there already have been passed over.
@@ -296,6 +219,34 @@ impl Attempt<'_> {
         self.take_incoming(connection).await
     }
 
+    /// The submission row of this content, all of whose rows are stored.
+    fn submission(&self, summary: &Summary) -> Result<NewSubmission> {
+        if summary.rows == 0 && self.request.key.is_none() && summary.sample_id.is_none() {
+            let reason =
+                "is required for a body without rows, or send a key: else nobody could tell whose result it is";
+            return Err(Error::parameter("sample_id", reason));
+        }
+        for (name, value) in [("sample_id", &summary.sample_id), ("run_id", &summary.run_id)] {
+            if value.as_ref().is_some_and(|value| value.len() > LONGEST_NAME) {
+                return Err(Error::parameter(name, format!("is longer than {LONGEST_NAME} bytes in every row")));
+            }
+        }
+        let fingerprint = fingerprint(self.request, summary);
+        Ok(NewSubmission {
+            id: self.submission,
+            dataset: self.request.dataset.name.clone(),
+            key: self.request.key.clone().unwrap_or_else(|| content_key(&fingerprint)),
+            fingerprint,
+            sha256: summary.sha256,
+            rows: summary.rows,
+            duplicates: 0,
+            bytes: summary.bytes,
+            sample_id: summary.sample_id.clone(),
+            run_id: summary.run_id.clone(),
+            client: self.request.client.clone(),
+        })
+    }
+
     /// Writes the submission row, unless its key is taken.
     async fn record(
         &self,
@@ -303,39 +254,17 @@ impl Attempt<'_> {
         rows: u64,
         summary: &Summary,
     ) -> Result<Recorded> {
-        let fingerprint = fingerprint(self.request, summary);
-        let mut new = NewSubmission {
-            id: self.submission,
-            dataset: &self.request.dataset.name,
-            key: self.request.key.clone().unwrap_or_else(|| content_key(&fingerprint)),
-            fingerprint,
-            sha256: summary.sha256,
-            rows,
-            duplicates: summary.rows - rows,
-            bytes: summary.bytes,
-            sample_id: summary.sample_id.as_deref(),
-            run_id: summary.run_id.as_deref(),
-            client: &self.request.client,
-        };
-        if summary.rows == 0 && self.request.key.is_none() && summary.sample_id.is_none() {
-            let reason =
-                "is required for a body without rows, or send a key: else nobody could tell whose result it is";
-            return Err(Error::parameter("sample_id", reason));
-        }
-        for (name, value) in [("sample_id", new.sample_id), ("run_id", new.run_id)] {
-            if value.is_some_and(|value| value.len() > LONGEST_NAME) {
-                return Err(Error::parameter(name, format!("is longer than {LONGEST_NAME} bytes in every row")));
-            }
-        }
+        let all = self.submission(summary)?;
+        let mut new = NewSubmission { rows, duplicates: all.rows - rows, ..all };
         loop {
-            if let Some(submission) = submissions::insert(transaction, &new).await? {
+            if let Some(submission) = submissions::insert(transaction, &[&new]).await?.pop() {
                 return Ok(Recorded::New(submission));
             }
-            let Some(existing) = submissions::lock(transaction, new.dataset, &new.key).await? else {
+            let Some(existing) = submissions::lock(transaction, &new.dataset, &new.key).await? else {
                 // Deleted between the two statements.
                 continue;
             };
-            let is_same = existing.fingerprint == fingerprint;
+            let is_same = existing.fingerprint == new.fingerprint;
             // What the same content brings anew was passed over before, and is gone with the rows that had its keys.
             let completes = is_same && existing.duplicates > 0 && new.rows > 0;
             if !completes && (is_same || !self.request.replace) {
@@ -352,35 +281,22 @@ impl Attempt<'_> {
     }
 
     async fn take_incoming(&self, connection: &mut PgConnection) -> Result<u64> {
-        submissions::take_incoming(connection, &self.request.dataset)
-            .await
-            .map_err(|error| refused_by_postgres(error, 0))
+        submissions::take_incoming(connection, &self.request.dataset).await.map_err(|error| copy::refused(error, 0))
     }
+}
+
+/// Stores submissions that were taken from the group, and tells them.
+async fn store_all(mut transaction: Transaction<'static, Postgres>, members: Vec<Member>, turn: &Turn) -> Result<()> {
+    let stored = group::store(&mut transaction, members).await?;
+    // Waiting for the disk needs no core.
+    turn.leave();
+    transaction.commit().await?;
+    stored.into_iter().for_each(Stored::tell);
+    Ok(())
 }
 
 /// How the attempt to write a submission row ended.
 enum Recorded {
     New(Submission),
     Taken(Submission),
-}
-
-/// Turns data that PostgreSQL itself refuses (what our own checks let pass) into a fault of the caller's row.
-/// `before` rows of the body had been copied by earlier statements.
-fn refused_by_postgres(error: Error, before: u64) -> Error {
-    let Error::Database(sqlx::Error::Database(refusal)) = &error else {
-        return error;
-    };
-    let code = refusal.code().unwrap_or_default();
-    // 22 data exception, 23 integrity, 54 program limit such as a key too long for its index.
-    if !["22", "23", "54"].iter().any(|class| code.starts_with(class)) {
-        return error;
-    }
-    let refusal = refusal.try_downcast_ref::<sqlx::postgres::PgDatabaseError>();
-    let context = refusal.and_then(|refusal| refusal.r#where()).unwrap_or_default();
-    // "COPY table, line 7, column name"; the header of the format counts as no line.
-    let row = context.split(", ").find_map(|part| part.strip_prefix("line "));
-    let row = row.and_then(|row| row.split(':').next()).and_then(|row| row.parse::<u64>().ok());
-    let row = row.map_or_else(|| "a row".to_owned(), |row| format!("row {}", before + row));
-    let reason = format!("{row} cannot be stored by PostgreSQL (SQLSTATE {code})");
-    Error::Faults(vec![Fault { line: None, column: None, field: None, reason }])
 }

@@ -491,6 +491,90 @@ async fn an_upload_that_waits_for_others_to_end_keeps_no_place_from_them_and_oth
     assert_eq!(app.count("gottcha2_full").await, (15 * LINES + 30) as i64);
 }
 
+/// Sends bodies so that all wait for the database at the same time, and answers with status and answer of each.
+async fn together(app: &TestApp, bodies: &[&str]) -> Vec<(u16, Value)> {
+    // The one upload that may work waits for this lock, the others for it.
+    let mut aside = sqlx::PgConnection::connect(&app.database_url()).await.expect("connection");
+    let mut lock = aside.begin().await.expect("begin");
+    sqlx::query("LOCK gottcha2_full").execute(&mut *lock).await.expect("lock");
+    let first = tokio::spawn(app.post("/ingest-gottcha2", RECORD.replace("S1", "first")).send());
+    let waiting = "SELECT count(*) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'COPY%'";
+    eventually("the first waits", async || app.scalar::<i64>(waiting).await == 1).await;
+    let sending: Vec<_> =
+        bodies.iter().map(|body| tokio::spawn(app.post("/ingest-gottcha2", (*body).to_owned()).send())).collect();
+    let numbers = bodies.len() as i64 + 1;
+    eventually("all others have their numbers", async || {
+        app.scalar::<i64>("SELECT last_value FROM submissions_id_seq").await == numbers
+    })
+    .await;
+    // From there it is a moment until they wait for a place to be decoded.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    lock.rollback().await.expect("rollback");
+    assert_eq!(first.await.expect("task").expect("answer").status(), 200);
+    let mut answers = Vec::new();
+    for sent in sending {
+        let answer = sent.await.expect("task").expect("answer");
+        answers.push((answer.status().as_u16(), answer.json().await.expect("JSON")));
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_files_that_wait_at_the_same_time_share_a_transaction() {
+    let app = TestApp::with(&[("ingest.concurrency", "1")]).await;
+    let bodies: Vec<String> =
+        (0..20).map(|sample| format!("{}\n", RECORD.replace("S1", &format!("S{sample}"))).repeat(sample + 1)).collect();
+    let answers = together(&app, &bodies.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    for (sample, (status, receipt)) in answers.iter().enumerate() {
+        assert_eq!((status, &receipt["rows"], &receipt["replayed"]), (&200, &json!(sample + 1), &json!(false)));
+        let id = receipt["submission_id"].as_i64().expect("id");
+        let rows = format!(
+            "SELECT count(*) FROM gottcha2_full WHERE submission_id = {id} AND sample_id = 'S{sample}' AND ordinal <= {}",
+            sample + 1
+        );
+        assert_eq!(app.scalar::<i64>(&rows).await, sample as i64 + 1);
+    }
+    assert_eq!(app.count("gottcha2_full").await, 1 + 210);
+    let transactions: i64 = app.scalar("SELECT count(DISTINCT xmin::text) FROM submissions").await;
+    assert!(transactions < 10, "{transactions} transactions for 21 files");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_files_that_wait_at_the_same_time_each_is_answered_for_itself() {
+    let app = TestApp::with(&[("ingest.concurrency", "1")]).await;
+    let with = |sample: &str, field: &str| RECORD.replace("S1", sample).replace('{', &format!("{{{field},"));
+    let good = [with("a", "\"note\":\"n\""), with("b", "\"unknown\":1"), RECORD.replace("S1", "c")];
+    // What only PostgreSQL knows.
+    sqlx::query("ALTER TABLE gottcha2_full ADD CHECK (sample_id <> 'd')").execute(&app.pool).await.expect("check");
+    let refused = RECORD.replace("S1", "d");
+    let bodies: [&str; 6] = [&good[0], &refused, &good[1], &good[2], &good[2], "no row"];
+    let answers = together(&app, &bodies).await;
+    let statuses: Vec<u16> = answers.iter().map(|(status, _)| *status).collect();
+    assert_eq!(statuses, [200, 422, 200, 200, 200, 400], "{answers:?}");
+    assert!(answers[1].1["detail"].as_str().expect("detail").contains("row 1"), "{}", answers[1].1);
+    let mut replayed = [&answers[3].1, &answers[4].1].map(|receipt| receipt["replayed"] == true);
+    replayed.sort_unstable();
+    assert_eq!(replayed, [false, true]);
+    assert_eq!(answers[3].1["submission_id"], answers[4].1["submission_id"]);
+    let stored: Vec<(String, Option<String>, Option<String>)> =
+        sqlx::query_as("SELECT sample_id, note, extra::text FROM gottcha2_full ORDER BY sample_id")
+            .fetch_all(&app.pool)
+            .await
+            .expect("rows");
+    let row = |sample: &str, note: Option<&str>, extra: Option<&str>| {
+        (sample.to_owned(), note.map(str::to_owned), extra.map(str::to_owned))
+    };
+    let expected = [
+        row("a", Some("n"), None),
+        row("b", None, Some("{\"unknown\": 1}")),
+        row("c", None, None),
+        row("first", None, None),
+    ];
+    assert_eq!(stored, expected);
+    assert_eq!(app.count("submissions").await, 4);
+}
+
 #[tokio::test]
 async fn a_small_upload_waits_for_no_delayed_acknowledgement() {
     let app = TestApp::start().await;
