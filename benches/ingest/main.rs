@@ -1,7 +1,7 @@
 //! Speed and memory of ingest, as ratios against PostgreSQL's own tools in the same run.
 //!
 //! `cargo bench --bench ingest -- [--rows N] [--runs N] [--section NAME]`, on an idle machine; sections: `one_body`,
-//! `many_bodies`, `inserts`, `memory`, `lookups`. Prints a Markdown table. The last two fill a table with ten times the
+//! `many_bodies`, `small_files`, `inserts`, `memory`, `lookups`. Prints a Markdown table. The last two fill a table with ten times the
 //! rows.
 
 #![expect(dead_code, reason = "what benchmarks share, each uses in part")]
@@ -28,6 +28,10 @@ use sqlx::AssertSqlSafe;
 const SMALL: u64 = 5_000;
 /// Clients that send the many bodies.
 const CLIENTS: usize = 8;
+/// Files as they usually are: their number, the rows of each, and the nodes that send them.
+const FILES: u64 = 2_000;
+const FILE_ROWS: u64 = 50;
+const NODES: usize = 32;
 /// Rows of each of the concurrent uploads whose memory is measured.
 const MIDDLE: u64 = 100_000;
 
@@ -55,13 +59,17 @@ async fn main() {
     let plan = Plan::from_arguments(folder.path());
     eprintln!("generating {} rows", plan.rows);
     write_gzip(&plan.file("body.gz"), &mut Records::new(1), plan.rows);
-    let service = Service::start(folder.path()).await;
+    // One token stands for all nodes here.
+    let service = Service::with(folder.path(), &["limits.rate_per_second=100000".to_owned()]).await;
     println!("| what | against | target | measured (median; least to most) |\n|---|---|---|---|");
     if wants("--section", "one_body") {
         one_body(&plan, &service).await;
     }
     if wants("--section", "many_bodies") {
         many_bodies(&plan, &service).await;
+    }
+    if wants("--section", "small_files") {
+        small_files(&plan, &service).await;
     }
     if wants("--section", "inserts") {
         inserts::<Whole>(&plan, &service, "at least 4 times as fast").await;
@@ -105,15 +113,7 @@ async fn many_bodies(plan: &Plan, service: &Service) {
     write_copy_files(plan, service, 2).await;
     let mut ratios = Vec::new();
     for run in 0..plan.runs {
-        service.reset().await;
-        let ours = seconds(async {
-            let sends = stream::iter(0..bodies).map(|body| async move {
-                let content = tokio::fs::read(plan.file(&format!("small-{body}.gz"))).await.expect("body");
-                service.put(&format!("small-{body}"), content.into()).await;
-            });
-            sends.buffer_unordered(CLIENTS).collect::<Vec<()>>().await;
-        })
-        .await;
+        let ours = send_many(plan, service, "small", bodies, CLIENTS).await;
         let psql = copy_files(plan, service, 2).await;
         eprintln!("many_bodies run {run}: ours {ours:.2} s, psql {psql:.2} s");
         ratios.push(psql / ours);
@@ -122,6 +122,47 @@ async fn many_bodies(plan: &Plan, service: &Service) {
         &format!("{bodies} bodies of {SMALL} rows, {CLIENTS} clients"),
         "two parallel psql \\copy binary",
         "at least 0.9 of their speed",
+        &ratios,
+        "",
+    );
+}
+
+/// Speed of many files of a usual size as a share of two psql's that copy one after the other.
+async fn small_files(plan: &Plan, service: &Service) {
+    let mut records = Records::new(4);
+    for file in 0..FILES {
+        write_gzip(&plan.file(&format!("file-{file}.gz")), &mut records, FILE_ROWS);
+    }
+    send_many(plan, service, "file", FILES, NODES).await;
+    let ids: Vec<i64> =
+        sqlx::query_scalar("SELECT id FROM submissions ORDER BY id").fetch_all(&service.pool).await.expect("ids");
+    let script = |name: &str, ids: &[i64], line: &dyn Fn(i64, String) -> String| {
+        let lines = ids.iter().map(|id| line(*id, plan.file(&format!("file-{id}.bin")).display().to_string()));
+        std::fs::write(plan.file(name), lines.collect::<String>()).expect("script");
+        service.psql(&format!("\\i {}", plan.file(name).display()))
+    };
+    run_all(vec![script("out.sql", &ids, &|id, file| {
+        format!("\\copy (SELECT * FROM gottcha2_full WHERE submission_id = {id}) to '{file}' (format binary)\n")
+    })]);
+    let mut ratios = Vec::new();
+    for run in 0..plan.runs {
+        let ours = send_many(plan, service, "file", FILES, NODES).await;
+        service.reset().await;
+        let halves = ids.chunks(ids.len().div_ceil(2)).enumerate();
+        let commands = halves.map(|(half, ids)| {
+            script(&format!("in-{half}.sql"), ids, &|_, file| {
+                format!("\\copy gottcha2_full from '{file}' (format binary)\n")
+            })
+        });
+        let commands = commands.collect();
+        let psql = seconds(async { run_all(commands) }).await;
+        eprintln!("small_files run {run}: ours {ours:.2} s, psql {psql:.2} s");
+        ratios.push(psql / ours);
+    }
+    report(
+        &format!("{FILES} files of {FILE_ROWS} rows, {NODES} clients"),
+        "two parallel psql, `\\copy` binary of one file after the other",
+        "-",
         &ratios,
         "",
     );
@@ -216,6 +257,19 @@ async fn lookup(service: &Service, conditions: Vec<String>) -> Vec<f64> {
         times.push(time * 1000.0);
     }
     times.split_off(1)
+}
+
+/// Seconds to send bodies from so many clients.
+async fn send_many(plan: &Plan, service: &Service, name: &str, bodies: u64, clients: usize) -> f64 {
+    service.reset().await;
+    seconds(async {
+        let sends = stream::iter(0..bodies).map(|body| async move {
+            let content = tokio::fs::read(plan.file(&format!("{name}-{body}.gz"))).await.expect("body");
+            service.put(&format!("{name}-{body}"), content.into()).await;
+        });
+        sends.buffer_unordered(clients).collect::<Vec<()>>().await;
+    })
+    .await
 }
 
 /// Seconds to send the large body.
