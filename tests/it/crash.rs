@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::app::{RECORD, TestApp, create_database, eventually, gzip, problem};
 use crate::exports::files_below;
-use crate::process::{Served, binary, folder};
+use crate::process::{Served, folder, serving};
 
 /// A file of `rows` rows that is like no other.
 fn file(index: usize, rows: usize) -> Vec<u8> {
@@ -85,11 +85,7 @@ async fn sixteen_clients_with_aborts_and_a_kill_9_leave_exactly_one_copy_of_each
     const ROWS: usize = 20_000;
     let folder = folder();
     let (_, database_url) = create_database().await;
-    let serve = || {
-        let mut command = binary(folder.path());
-        command.args(["serve", "--listen", "127.0.0.1:0"]).env("DATABASE_URL", &database_url).env("BEARER_TOKEN", "t");
-        Served::start(&mut command)
-    };
+    let serve = || Served::start(&mut serving(folder.path(), &database_url));
     let first = serve();
     let url = std::sync::Arc::new(std::sync::RwLock::new(first.url.clone()));
     let clients = (0..16).map(|client| {
@@ -128,12 +124,8 @@ async fn sixteen_clients_with_aborts_and_a_kill_9_leave_exactly_one_copy_of_each
 
 /// A service whose exports take a while, and are soon taken over by another when it is killed.
 fn slow_exporter(folder: &Path, database_url: &str) -> Served {
-    let mut command = binary(folder);
-    command
-        .args(["serve", "--listen", "127.0.0.1:0", "--set", "export.lease=3s", "--set", "export.batch_size=1000"])
-        .env("DATABASE_URL", database_url)
-        .env("BEARER_TOKEN", "t");
-    Served::start(&mut command)
+    let slow = ["--set", "export.lease=3s", "--set", "export.batch_size=1000"];
+    Served::start(serving(folder, database_url).args(slow))
 }
 
 async fn store_large(client: &reqwest::Client, service: &Served) {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::app::{create_database, gzip};
 use crate::labkey::{holds_once, inserting, merging, records, settings};
 use crate::labkey_server::{Fault, LabKeyServer, List};
-use crate::process::{Served, binary, folder};
+use crate::process::{Served, folder, serving};
 
 const LARGE: usize = 16;
 const LARGE_ROWS: usize = 2_500;
@@ -42,12 +42,11 @@ fn faults(labkey: &LabKeyServer) {
 }
 
 fn serve(folder: &Path, database_url: &str, labkey: &LabKeyServer) -> Served {
-    let mut command = binary(folder);
-    command.args(["serve", "--listen", "127.0.0.1:0", "--set", "export.lease=3s", "--set", "labkey.batch_size=500"]);
+    let mut command = serving(folder, database_url);
+    command.args(["--set", "export.lease=3s", "--set", "labkey.batch_size=500"]);
     for (key, value) in settings(&labkey.url) {
         command.args(["--set", &format!("{key}={value}")]);
     }
-    command.env("DATABASE_URL", database_url).env("BEARER_TOKEN", "t");
     Served::start(&mut command)
 }
 

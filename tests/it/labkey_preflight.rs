@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::app::{RECORD, TestApp, create_database, eventually};
 use crate::labkey::{LIST, inserting, lab, settings, sync};
 use crate::labkey_server::{CONTAINER, KEY, Kind, LabKeyServer, List};
-use crate::process::{Served, binary, folder};
+use crate::process::{Served, folder, serving};
 
 #[tokio::test]
 async fn a_taxon_id_that_would_have_to_be_an_integer_stops_the_sync() {
@@ -65,12 +65,12 @@ async fn a_service_that_starts_tells_at_once_which_list_is_not_right() {
     labkey.change(LIST, |list| list.rename("TaxonomyId", "TaxId"));
     let folder = folder();
     let (_, database_url) = create_database().await;
-    let mut command = binary(folder.path());
-    command.args(["serve", "--listen", "127.0.0.1:0", "--set", "labkey.auto_upload=false"]);
+    let mut command = serving(folder.path(), &database_url);
+    command.args(["--set", "labkey.auto_upload=false"]);
     for (key, value) in settings(&labkey.url) {
         command.args(["--set", &format!("{key}={value}")]);
     }
-    let service = Served::start(command.env("DATABASE_URL", &database_url).env("BEARER_TOKEN", "t"));
+    let service = Served::start(&mut command);
     let told = "labkey_sync_errors{dataset=\"gottcha2\",reason=\"configuration\"} 1";
     eventually("the list is looked at", async || {
         let request = reqwest::Client::new().get(format!("{}/metrics", service.url)).bearer_auth("t");

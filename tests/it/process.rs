@@ -19,6 +19,13 @@ pub fn binary(data_dir: &Path) -> Command {
     command
 }
 
+/// `serve` over a database, for those who have the token `t`.
+pub fn serving(data_dir: &Path, database_url: &str) -> Command {
+    let mut command = binary(data_dir);
+    command.args(["serve", "--listen", "127.0.0.1:0"]).env("DATABASE_URL", database_url).env("BEARER_TOKEN", "t");
+    command
+}
+
 /// A folder that the user `postgres` can reach.
 pub fn folder() -> TempDir {
     let folder = tempfile::Builder::new().prefix("nvd-process-").tempdir().expect("folder");
@@ -213,12 +220,7 @@ async fn export_text(client: &reqwest::Client, service: &Served) -> String {
 async fn a_part_of_a_file_waits_for_no_delayed_acknowledgement() {
     let folder = folder();
     let (_, database_url) = create_database().await;
-    let service = Served::start(
-        binary(folder.path())
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .env("DATABASE_URL", &database_url)
-            .env("BEARER_TOKEN", "t"),
-    );
+    let service = Served::start(&mut serving(folder.path(), &database_url));
     send(&service.url, "t", &format!("{RECORD}\n").repeat(1000)).await.expect("receipt");
     let client = reqwest::Client::builder().no_proxy().build().expect("client");
     let url = export_text(&client, &service).await;
@@ -233,12 +235,7 @@ async fn a_part_of_a_file_waits_for_no_delayed_acknowledgement() {
 async fn a_client_that_takes_nothing_of_an_answer_is_let_go() {
     let folder = folder();
     let (_, database_url) = create_database().await;
-    let service = Served::start(
-        binary(folder.path())
-            .args(["serve", "--listen", "127.0.0.1:0", "--set", "ingest.idle_timeout=2s"])
-            .env("DATABASE_URL", &database_url)
-            .env("BEARER_TOKEN", "t"),
-    );
+    let service = Served::start(serving(folder.path(), &database_url).args(["--set", "ingest.idle_timeout=2s"]));
     send(&service.url, "t", &format!("{RECORD}\n").repeat(100_000)).await.expect("receipt");
     let client = reqwest::Client::builder().no_proxy().build().expect("client");
     let mut answer = client.get(&export_text(&client, &service).await).send().await.expect("answer");
@@ -354,14 +351,8 @@ async fn tls_certificates_are_reloaded_without_a_restart_and_health_is_checked_t
     };
     write("first.test");
     let (_, database_url) = create_database().await;
-    let served = Served::start(
-        binary(folder.path())
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .env("DATABASE_URL", &database_url)
-            .env("BEARER_TOKEN", "t")
-            .env("CERT_PATH", &certificate)
-            .env("KEY_PATH", &key),
-    );
+    let served =
+        Served::start(serving(folder.path(), &database_url).env("CERT_PATH", &certificate).env("KEY_PATH", &key));
     assert!(served.url.starts_with("https://"));
     assert_eq!(send(&served.url, "t", RECORD).await.expect("receipt")["rows"], 1);
     let healthy = output(binary(folder.path()).args(["healthcheck", "--url", &served.url]));
@@ -390,12 +381,7 @@ async fn tls_certificates_are_reloaded_without_a_restart_and_health_is_checked_t
 async fn requests_in_flight_are_finished_before_the_end() {
     let folder = folder();
     let (_, database_url) = create_database().await;
-    let served = Served::start(
-        binary(folder.path())
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .env("DATABASE_URL", &database_url)
-            .env("BEARER_TOKEN", "t"),
-    );
+    let served = Served::start(&mut serving(folder.path(), &database_url));
     let address = served.url.trim_start_matches("http://").to_owned();
     let mut stream = std::net::TcpStream::connect(&address).expect("connect");
     let body = gzip(RECORD);

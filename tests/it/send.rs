@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
 
 use crate::app::{RECORD, TOKEN, TestApp, create_database, data, gzip};
-use crate::process::{Served, binary, folder, text};
+use crate::process::{Served, binary, folder, serving, text};
 use crate::proxy::{Fault, Proxy};
 
 /// A folder with files, and the binary in it.
@@ -331,8 +331,7 @@ async fn a_service_that_nobody_vouches_for_is_not_sent_to_until_its_certificate_
     let certificate = sender.write("cert.pem", made.cert.pem());
     let key = sender.write("key.pem", made.signing_key.serialize_pem());
     let (_, database_url) = create_database().await;
-    let mut command = binary(sender.folder.path());
-    command.args(["serve", "--listen", "127.0.0.1:0"]).env("DATABASE_URL", &database_url).env("BEARER_TOKEN", "t");
+    let mut command = serving(sender.folder.path(), &database_url);
     let served = Served::start(command.env("CERT_PATH", &certificate).env("KEY_PATH", &key));
     sender.write("a.jsonl", RECORD);
     let started = Instant::now();
