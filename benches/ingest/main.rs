@@ -1,8 +1,8 @@
 //! Speed and memory of ingest, as ratios against PostgreSQL's own tools in the same run.
 //!
 //! `cargo bench --bench ingest -- [--rows N] [--runs N] [--section NAME]`, on an idle machine; sections: `one_body`,
-//! `many_bodies`, `small_files`, `inserts`, `memory`, `lookups`. Prints a Markdown table. The last two fill a table with ten times the
-//! rows.
+//! `many_bodies`, `small_files`, `inserts`, `memory`, `lookups`. Prints a Markdown table. The last two fill a table with
+//! ten times the rows.
 
 #![expect(dead_code, reason = "what benchmarks share, each uses in part")]
 

@@ -66,7 +66,8 @@ pub async fn migrate(pool: &PgPool) -> Result<()> {
     Ok(())
 }
 
-/// Runs one statement that the service has put together from checked identifiers; with [`copy`] and [`copy_out`] the only place for such SQL.
+/// Runs one statement that the service has put together from checked identifiers; with [`copy`] and [`copy_out`] the only
+/// place for such SQL.
 ///
 /// # Errors
 /// What PostgreSQL says.

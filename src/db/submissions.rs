@@ -37,7 +37,7 @@ pub struct Submission {
 }
 
 /// A submission to be written.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct NewSubmission {
     /// From [`reserve`].
     pub id: i64,

@@ -118,19 +118,18 @@ impl Attempt<'_> {
             submission = &mut stored => return Ok(submission.ok().map(Receipt::stored)),
             () = turn.enter() => {}
         }
-        if !group.has(self.submission) {
-            turn.leave();
-            return Ok(stored.await.ok().map(Receipt::stored));
-        }
-        match self.begin(turn).await {
-            Ok(transaction) => {
-                if let Err(error) = store_all(transaction, group.take(self.submission), turn).await {
-                    tracing::debug!(%error, "submissions could not be stored together");
+        // Else somebody has taken it along, and needs no help.
+        if group.has(self.submission) {
+            match self.begin(turn).await {
+                Ok(transaction) => {
+                    if let Err(error) = store_all(transaction, group.take(self.submission), turn).await {
+                        tracing::debug!(%error, "submissions could not be stored together");
+                    }
                 }
+                Err(error) if group.leave(self.submission) => return Err(error),
+                // Somebody else has a connection.
+                Err(_) => {}
             }
-            Err(error) if group.leave(self.submission) => return Err(error),
-            // Somebody else has a connection.
-            Err(_) => {}
         }
         turn.leave();
         Ok(stored.await.ok().map(Receipt::stored))
