@@ -29,6 +29,10 @@ const CERTIFICATE_CHECK: Duration = Duration::from_secs(10);
 /// connections after 90 seconds.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long the database may take to answer at the start. After that requests are answered without it, so that those who look
+/// after the service find it alive.
+const FIRST_LOOK: Duration = Duration::from_secs(3);
+
 /// How often metrics are tidied up, which keeps those that nobody fetches from growing.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -164,7 +168,12 @@ async fn tidy(metrics: PrometheusHandle) {
 
 /// Brings the database up to date; when it is away, keeps trying in the background.
 async fn prepare(app: &App) -> Result<()> {
-    match app.prepare().await {
+    let found = tokio::time::timeout(FIRST_LOOK, app.pool.acquire()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+    let prepared = match found.map(drop) {
+        Ok(()) => app.prepare().await,
+        Err(error) => Err(error.into()),
+    };
+    match prepared {
         Ok(()) => app.is_ready.store(true, Ordering::Release),
         Err(error) if error.is_retryable() => {
             tracing::warn!(%error, "the database is away or in use; requests are refused until it is up to date");

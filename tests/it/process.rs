@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -164,18 +164,14 @@ async fn a_service_whose_database_is_still_away_starts_and_is_ready_once_it_is_t
     let server = server_of(&url);
     let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port").local_addr().expect("address");
     let url = url.replace(&server, &port.to_string());
-    let service = Served::start(binary(folder.path()).env("DATABASE_URL", url).args([
-        "serve",
-        "--listen",
-        "127.0.0.1:0",
-        "--set",
-        "database.acquire_timeout=1s",
-    ]));
-    let ready = async || reqwest::get(format!("{}/readyz", service.url)).await.expect("answer").status();
-    assert_eq!(ready().await, 503);
+    let begun = Instant::now();
+    let service = Served::start(&mut serving(folder.path(), &url));
+    assert!(begun.elapsed() < Duration::from_secs(20), "it was silent for {:?}", begun.elapsed());
+    let ask = async |path: &str| reqwest::get(format!("{}{path}", service.url)).await.expect("answer").status();
+    assert_eq!((ask("/healthz").await.as_u16(), ask("/readyz").await.as_u16()), (200, 503));
     let listener = tokio::net::TcpListener::bind(port).await.expect("port");
     tokio::spawn(relay_database(listener, server, u64::MAX));
-    eventually("the service is ready", async || ready().await == 200).await;
+    eventually("the service is ready", async || ask("/readyz").await == 200).await;
 }
 
 #[test]
