@@ -9,6 +9,7 @@ use tokio::sync::{Notify, OnceCell, Semaphore};
 use crate::config::Config;
 use crate::dataset::Datasets;
 use crate::db;
+use crate::db::buffers::Buffers;
 use crate::db::group::Group;
 use crate::error::Result;
 use crate::labkey::Labkey;
@@ -50,6 +51,8 @@ pub struct IngestBounds {
     pub arriving: Arc<Semaphore>,
     /// Small uploads that are complete, and wait to be stored together.
     pub group: Arc<Group>,
+    /// What rows are encoded into.
+    pub buffers: Arc<Buffers>,
 }
 
 impl IngestBounds {
@@ -80,6 +83,7 @@ impl App {
             queue: Arc::new(Semaphore::new(config.ingest.queue)),
             arriving: Arc::new(Semaphore::new((config.database.max_connections as usize / 4 * 3).max(1))),
             group: Arc::default(),
+            buffers: Arc::default(),
         };
         let storage = Storage::open(&config.export_storage())?;
         let labkey = Labkey::open(&config.labkey, &datasets)?;

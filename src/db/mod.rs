@@ -2,6 +2,7 @@
 //! deliveries to LabKey, and the embedded PostgreSQL.
 
 pub mod artifacts;
+pub mod buffers;
 pub mod copy;
 pub mod embedded;
 pub mod export_jobs;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, TryStreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -19,17 +19,19 @@ use crate::error::{Error, Result};
 /// and compared with what is stored before the table is touched, so that a replay leaves nothing behind.
 const HELD_BACK: usize = 4 * 1024 * 1024;
 
-/// Encoded batches between the decoding thread and COPY.
-const BATCHES_IN_FLIGHT: usize = 32;
+/// COPY bytes that the decoding thread hands over together after those, so that nobody is woken for each batch; and how
+/// often, before it waits for COPY.
+const PARCEL: usize = 128 * 1024;
+const PARCELS_IN_FLIGHT: usize = 8;
 
 /// The content of a body as COPY batches, and what is known of it at the end.
 pub struct Content {
-    batches: mpsc::Receiver<Batch>,
+    parcels: mpsc::Receiver<Vec<Batch>>,
     decoding: Option<JoinHandle<Result<Summary>>>,
     /// Kept until all is stored: the COPY needs a core as much as the decoding.
     pub turn: Arc<Turn>,
     outcome: Option<Summary>,
-    ended: bool,
+    is_complete: bool,
 }
 
 impl Content {
@@ -56,47 +58,40 @@ impl Content {
         let magic = ahead.slice(..ahead.len().min(4));
         let turn = Arc::new(Turn::new(Arc::clone(&app.ingest.places)));
         let body = BodyReader::new(ahead, parts, Arc::clone(&turn), limits.max_body.as_u64());
-        let (sender, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
+        let buffers = Arc::clone(&app.ingest.buffers);
+        let (sender, parcels) = mpsc::channel(PARCELS_IN_FLIGHT);
         let decoding = tokio::task::spawn_blocking(move || {
-            rows::decode(&job, &magic, body, |batch| sender.blocking_send(batch).is_ok())
+            let mut parcels = Parcels { batches: Vec::new(), bytes: 0, enough: HELD_BACK, sender };
+            let summary = rows::decode(&job, buffers, &magic, body, |batch| parcels.add(batch))?;
+            parcels.send();
+            Ok(summary)
         });
-        Self { batches, decoding: Some(decoding), turn, outcome: None, ended: false }
+        Self { parcels, decoding: Some(decoding), turn, outcome: None, is_complete: false }
     }
 
-    /// The next batch, or `None` when the thread has ended, well or not.
-    async fn next(&mut self) -> Option<Batch> {
-        let batch = self.batches.recv().await;
-        self.ended = batch.is_none();
-        batch
-    }
-
-    /// Collects batches up to [`HELD_BACK`].
+    /// Waits for the batches up to [`HELD_BACK`], or to the end of the body.
     pub async fn hold_back(&mut self) -> Vec<Batch> {
-        let mut held = Vec::new();
-        let mut bytes = 0;
-        while bytes < HELD_BACK {
-            let Some(batch) = self.next().await else { break };
-            bytes += batch.bytes.len();
-            held.push(batch);
-        }
+        let held = self.parcels.recv().await.unwrap_or_default();
+        self.is_complete = held.iter().map(|batch| batch.bytes.len()).sum::<usize>() < HELD_BACK;
         held
     }
 
     /// The batches that have not been held back, and at last the fault of the body, if it has one.
     pub fn rest(&mut self) -> impl Stream<Item = Result<Batch>> + Send {
-        stream::unfold(Some(self), |content| async {
+        let parcels = stream::unfold(Some(self), |content| async {
             let content = content?;
-            match content.next().await {
-                Some(batch) => Some((Ok(batch), Some(content))),
+            match content.parcels.recv().await {
+                Some(parcel) => Some((Ok(parcel), Some(content))),
                 None => content.summary().await.err().map(|fault| (Err(fault), None)),
             }
-        })
+        });
+        parcels.map_ok(|parcel| stream::iter(parcel.into_iter().map(Ok))).try_flatten()
     }
 
-    /// Whether all batches have been handed out.
+    /// Whether all batches have been held back.
     #[must_use]
     pub const fn is_complete(&self) -> bool {
-        self.ended
+        self.is_complete
     }
 
     /// What the whole body turned out to hold, after its last batch.
@@ -116,7 +111,31 @@ impl Content {
     /// # Errors
     /// The faults of the body.
     pub async fn discard_rest(&mut self) -> Result<Summary> {
-        while self.next().await.is_some() {}
+        while self.parcels.recv().await.is_some() {}
         self.summary().await
+    }
+}
+
+/// The decoding thread's end of the channel.
+struct Parcels {
+    /// What is not sent yet.
+    batches: Vec<Batch>,
+    bytes: usize,
+    /// How many bytes are sent together.
+    enough: usize,
+    sender: mpsc::Sender<Vec<Batch>>,
+}
+
+impl Parcels {
+    /// Adds a batch; false when nobody takes any more.
+    fn add(&mut self, batch: Batch) -> bool {
+        self.bytes += batch.bytes.len();
+        self.batches.push(batch);
+        self.bytes < self.enough || self.send()
+    }
+
+    fn send(&mut self) -> bool {
+        (self.bytes, self.enough) = (0, PARCEL);
+        self.sender.blocking_send(std::mem::take(&mut self.batches)).is_ok()
     }
 }

@@ -5,11 +5,12 @@
 use std::sync::Arc;
 
 use crate::dataset::{Cell, Dataset, Row};
+use crate::db::buffers::{BUFFER, Buffers};
 use crate::db::copy::Batch;
 use crate::error::Error;
 
-/// COPY bytes that travel together: below what the allocator asks the kernel for anew each time.
-const BATCH: usize = 32 * 1024;
+/// COPY bytes that travel together: a buffer full but for the row that goes beyond.
+const BATCH: usize = BUFFER - 4 * 1024;
 
 /// Microseconds from 1970-01-01, where Unix begins to count, to 2000-01-01, where PostgreSQL does.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
@@ -24,6 +25,7 @@ pub struct Batches<F> {
     columns: Arc<[usize]>,
     carried: Vec<bool>,
     batch: Vec<u8>,
+    buffers: Arc<Buffers>,
     /// Bytes so far, and how many there may be: each row repeats what a header or a query says once.
     bytes: u64,
     limit: u64,
@@ -32,9 +34,9 @@ pub struct Batches<F> {
 
 impl<F: FnMut(Batch) -> bool> Batches<F> {
     /// Batches without rows, which may take `limit` bytes.
-    pub fn new(submission: i64, dataset: &Dataset, limit: u64, send: F) -> Self {
+    pub fn new(submission: i64, dataset: &Dataset, limit: u64, buffers: Arc<Buffers>, send: F) -> Self {
         let carried = vec![false; dataset.columns.len()];
-        Self { submission, columns: Arc::default(), carried, batch: Vec::new(), bytes: 0, limit, send }
+        Self { submission, columns: Arc::default(), carried, batch: Vec::new(), buffers, bytes: 0, limit, send }
     }
 
     /// Writes a row; `number` counts from 1.
@@ -46,6 +48,9 @@ impl<F: FnMut(Batch) -> bool> Batches<F> {
         let brings_column = row.cells.iter().zip(&self.carried).any(|(cell, carried)| !carried && !cell.is_empty());
         if brings_column {
             self.carry_more(row)?;
+        }
+        if self.batch.capacity() == 0 {
+            self.batch = self.buffers.take();
         }
         write_row(&mut self.batch, self.submission, ordinal, row, &self.columns);
         if self.batch.len() >= BATCH { self.flush() } else { Ok(()) }
@@ -75,8 +80,8 @@ impl<F: FnMut(Batch) -> bool> Batches<F> {
                 key: "ingest.max_decompressed",
             });
         }
-        let bytes = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH + BATCH / 8));
-        let batch = Batch { columns: Arc::clone(&self.columns), bytes: bytes.into() };
+        let bytes = self.buffers.lend(std::mem::take(&mut self.batch));
+        let batch = Batch { columns: Arc::clone(&self.columns), bytes };
         if (self.send)(batch) { Ok(()) } else { Err(Error::Internal("the COPY ended before the body".into())) }
     }
 

@@ -9,6 +9,7 @@ use super::format::Format;
 use crate::dataset::params::Params;
 use crate::dataset::row::MAX_FAULTS;
 use crate::dataset::{Cell, Dataset, Fault, Row, json, tsv};
+use crate::db::buffers::Buffers;
 use crate::db::copy::Batch;
 use crate::error::Error;
 
@@ -49,8 +50,14 @@ pub struct Summary {
 ///
 /// # Errors
 /// The first fault of the body, or up to [`MAX_FAULTS`] faults of its rows.
-pub fn decode(job: &Job, magic: &[u8], body: impl Read, send: impl FnMut(Batch) -> bool) -> Result<Summary, Error> {
-    let mut copies = Batches::new(job.submission, &job.dataset, job.limits.decompressed, send);
+pub fn decode(
+    job: &Job,
+    buffers: Arc<Buffers>,
+    magic: &[u8],
+    body: impl Read,
+    send: impl FnMut(Batch) -> bool,
+) -> Result<Summary, Error> {
+    let mut copies = Batches::new(job.submission, &job.dataset, job.limits.decompressed, buffers, send);
     let decoder = Decoder::new(magic, body, job.limits)?;
     let summary = read(job, decoder, |number, row| copies.write(number, row))?;
     copies.finish()?;

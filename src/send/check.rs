@@ -105,7 +105,7 @@ fn read(dataset: &Arc<Dataset>, params: Params, content: &Content) -> Result<Sum
         max_rows: i32::MAX as u64,
     };
     let (magic, rows) = content.rows()?;
-    let mut checked = rows::decode(&job, magic, rows, |_| true);
+    let mut checked = rows::decode(&job, Arc::default(), magic, rows, |_| true);
     if let Err(Error::Faults(faults)) = &mut checked
         && content.is_csv()
     {
