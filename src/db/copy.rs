@@ -31,7 +31,7 @@ pub struct Batch {
 ///
 /// # Errors
 /// What the batches say in place of one, after which nothing more is asked of them; what PostgreSQL says, as
-/// [`refused`] tells it.
+/// [`refused`] tells it. Some rows may be there then: the transaction must not be committed.
 pub async fn fill(
     connection: &mut PgConnection,
     dataset: &Dataset,
@@ -52,7 +52,9 @@ pub async fn fill(
                     break;
                 }
                 Err(error) => {
-                    copy.abort("the rows were refused").await?;
+                    // Not by `abort`: when PostgreSQL has refused a row already, sqlx 0.9.0 reads one answer too few then, and
+                    // whoever has the connection next gets all answers one too late. The transaction ends with the error.
+                    drop(copy.finish().await);
                     return Err(error);
                 }
             }

@@ -19,10 +19,12 @@ pub mod schedules;
 pub mod submissions;
 pub mod tables;
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
 
 use crate::config::DatabaseConfig;
 use crate::error::{Error, Result};
@@ -40,6 +42,11 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
     })?;
     let options = options.application_name("nvd-support-car").options([
         ("TimeZone", "UTC"),
+        // What a role or a database sets for others must not break off a slow client's upload or a long export.
+        ("statement_timeout", "0"),
+        ("lock_timeout", "0"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("default_transaction_isolation", "read committed"),
         // PostgreSQL notices within a minute that a machine of ours has vanished, and lets go of its locks.
         ("tcp_keepalives_idle", "30"),
         ("tcp_keepalives_interval", "10"),
@@ -49,6 +56,8 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
     Ok(PgPoolOptions::new()
         .max_connections(config.max_connections)
         .acquire_timeout(config.acquire_timeout)
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(is_in_step(connection)))
         .after_connect(move |_, _| {
             if let Err(error) = nagle::switch_off(port) {
                 tracing::warn!(%error, "uploads take 40 ms longer than they need to");
@@ -58,12 +67,26 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
         .connect_lazy_with(options))
 }
 
+/// Whether a connection answers what it is asked, outside of any transaction. sqlx 0.9.0 knows neither of one that is an
+/// answer behind after a COPY that was broken off, nor of a transaction whose BEGIN was.
+async fn is_in_step(connection: &mut PgConnection) -> sqlx::Result<bool> {
+    static QUESTIONS: AtomicI64 = AtomicI64::new(0);
+    let question = QUESTIONS.fetch_add(1, Ordering::Relaxed);
+    // Within a transaction its own time is an earlier one. Not prepared: a prepared statement has several times.
+    let text = format!("SELECT {question}::bigint WHERE transaction_timestamp() = statement_timestamp()");
+    let answer = sqlx::raw_sql(AssertSqlSafe(text)).fetch_optional(connection).await?;
+    Ok(answer.map(|row| row.try_get::<i64, _>(0)).transpose()? == Some(question))
+}
+
 /// Brings the service's own tables up to date.
 ///
 /// # Errors
 /// A database out of reach, or one that a newer version of the service has migrated.
 pub async fn migrate(pool: &PgPool) -> Result<()> {
-    MIGRATIONS.run(pool).await?;
+    let mut connection = pool.acquire().await?;
+    // It keeps sqlx's lock on migrations where one fails.
+    connection.close_on_drop();
+    MIGRATIONS.run_direct(None, &mut *connection, false).await?;
     Ok(())
 }
 
