@@ -12,6 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::app::App;
 use crate::config::{Config, Secret};
@@ -166,34 +167,38 @@ async fn tidy(metrics: PrometheusHandle) {
     }
 }
 
-/// Brings the database up to date; when it is away, keeps trying in the background.
+/// Brings the database up to date; when it is away or takes its time, that goes on in the background.
 async fn prepare(app: &App) -> Result<()> {
-    let found = tokio::time::timeout(FIRST_LOOK, app.pool.acquire()).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
-    let prepared = match found.map(drop) {
-        Ok(()) => app.prepare().await,
-        Err(error) => Err(error.into()),
-    };
-    match prepared {
-        Ok(()) => app.is_ready.store(true, Ordering::Release),
-        Err(error) if error.is_retryable() => {
-            tracing::warn!(%error, "the database is away or in use; requests are refused until it is up to date");
-            tokio::spawn(prepare_later(app.clone()));
+    let (sender, first) = oneshot::channel();
+    tokio::spawn(keep_preparing(app.clone(), sender));
+    match tokio::time::timeout(FIRST_LOOK, first).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) | Err(_) => {
+            tracing::warn!("the database is away or in use; requests are refused until it is up to date");
+            Ok(())
         }
-        Err(error) => return Err(error),
     }
-    Ok(())
 }
 
-async fn prepare_later(app: App) {
+/// Tries until the database is up to date. Tells how it went the first time, unless that was a passing fault.
+async fn keep_preparing(app: App, first: oneshot::Sender<Result<()>>) {
+    let mut first = Some(first);
     loop {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        match app.prepare().await {
-            Ok(()) => {
-                tracing::info!("the database is up to date");
-                return app.is_ready.store(true, Ordering::Release);
-            }
-            Err(error) => tracing::warn!(%error, "the database is not ready"),
+        let outcome = app.prepare().await;
+        if outcome.is_ok() {
+            app.is_ready.store(true, Ordering::Release);
         }
+        let told = first.take().filter(|_| outcome.as_ref().err().is_none_or(|error| !error.is_retryable()));
+        let untold = match told {
+            Some(told) => told.send(outcome).err(),
+            None => Some(outcome),
+        };
+        match untold {
+            None => return,
+            Some(Ok(())) => return tracing::info!("the database is up to date"),
+            Some(Err(error)) => tracing::warn!(error = error.report(), "the database is not ready"),
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
     }
 }
 
