@@ -164,12 +164,16 @@ pub fn run_sender(sender: Sender) -> ExitCode {
     block_on(async move { Ok(sender.command.run(&sender.common).await) })
 }
 
+/// Threads for work that waits: more than uploads may wait (`ingest.queue` is 512), so that files are read meanwhile.
+const BLOCKING_THREADS: usize = 1024;
+
 fn block_on(work: impl Future<Output = Result<ExitCode>>) -> ExitCode {
     tls::use_ring();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&Error::Environment(format!("cannot start: {error}"))),
-    };
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().max_blocking_threads(BLOCKING_THREADS).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&Error::Environment(format!("cannot start: {error}"))),
+        };
     let done = runtime.block_on(work);
     // Decoding threads of bodies that were cut off must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));

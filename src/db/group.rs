@@ -5,6 +5,7 @@
 //! answered for itself.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::stream;
 use sqlx::PgConnection;
@@ -29,18 +30,18 @@ pub struct Member {
     batches: Vec<Batch>,
     bytes: usize,
     new: NewSubmission,
-    stored: oneshot::Sender<Submission>,
+    stored: oneshot::Sender<Result<Submission>>,
 }
 
 impl Group {
-    /// Lets a submission wait, of a dataset without a unique key. Whoever stores it says so; where that is dropped, it was
-    /// not stored, or nobody knows. The flag says that no more should wait: what waits is held in memory.
+    /// Lets a submission wait, of a dataset without a unique key. Whoever stores it says so, or that nobody knows; where that
+    /// is dropped, it was not stored. The flag says that no more should wait: what waits is held in memory.
     pub fn join(
         &self,
         dataset: &Arc<Dataset>,
         batches: Vec<Batch>,
         new: NewSubmission,
-    ) -> (oneshot::Receiver<Submission>, bool) {
+    ) -> (oneshot::Receiver<Result<Submission>>, bool) {
         let (stored, outcome) = oneshot::channel();
         let bytes = batches.iter().map(|batch| batch.bytes.len()).sum();
         let mut waiting = self.waiting();
@@ -103,7 +104,14 @@ impl Stored {
     /// Tells who waits for it, once it is committed.
     pub fn tell(self) {
         // Nobody waits where the service is stopping.
-        drop(self.member.stored.send(self.submission));
+        drop(self.member.stored.send(Ok(self.submission)));
+    }
+
+    /// Tells who waits for it that the database did not say whether it is committed. It must not be tried again at once: it
+    /// would meet itself.
+    pub fn doubt(self) {
+        let what = "the database did not say whether the results are stored: send them again";
+        drop(self.member.stored.send(Err(Error::Busy { what, retry_after: Duration::from_secs(5) })));
     }
 }
 
@@ -141,7 +149,7 @@ mod tests {
         id: i64,
         key: &str,
         bytes: usize,
-    ) -> (oneshot::Receiver<Submission>, bool) {
+    ) -> (oneshot::Receiver<Result<Submission>>, bool) {
         let batch = Batch { columns: Arc::default(), bytes: vec![0; bytes].into() };
         let new = NewSubmission {
             id,

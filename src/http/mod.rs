@@ -33,7 +33,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::Uri;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -151,6 +151,7 @@ pub fn router(app: App) -> Result<Router> {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(query::readable))
         .layer(from_fn(trace::record))
+        .layer(from_fn(carry_on))
         .layer(from_fn(problem::render))
         .layer(from_fn_with_state(idle, drain::leftover))
         .layer(from_fn(links::host))
@@ -165,6 +166,17 @@ pub fn openapi(datasets: &Datasets) -> Value {
     docs::complete(secured.map(OpenApiRouter::into_openapi).collect(), open().into_openapi(), datasets)
 }
 
+/// Carries a request that may change something to its end, also when its client goes away meanwhile. So no transaction is left
+/// half way, and an upload is within the bounds, counted and logged for as long as it is at work.
+async fn carry_on(request: Request, next: Next) -> Response {
+    if request.method().is_safe() {
+        return next.run(request).await;
+    }
+    let carried = tokio::spawn(next.run(request)).await;
+    carried
+        .unwrap_or_else(|error| Problem::from(Error::Internal(format!("a request broke off: {error}"))).into_response())
+}
+
 /// Refuses data requests until the database is up to date.
 async fn require_ready(State(http): State<Http>, request: Request, next: Next) -> Result<Response, Problem> {
     if http.app.is_ready.load(Ordering::Acquire) { Ok(next.run(request).await) } else { Err(not_ready().into()) }
@@ -175,7 +187,6 @@ fn not_ready() -> Error {
 }
 
 fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
-    use axum::response::IntoResponse;
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
     Problem::from(Error::Internal(format!("a handler panicked: {text}"))).into_response()

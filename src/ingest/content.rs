@@ -30,6 +30,8 @@ pub struct Content {
     decoding: Option<JoinHandle<Result<Summary>>>,
     /// Kept until all is stored: the COPY needs a core as much as the decoding.
     pub turn: Arc<Turn>,
+    /// Whether nothing of the body is still to come from its client.
+    pub has_arrived: bool,
     outcome: Option<Summary>,
     is_complete: bool,
 }
@@ -57,6 +59,7 @@ impl Content {
         };
         let magic = ahead.slice(..ahead.len().min(4));
         let turn = Arc::new(Turn::new(Arc::clone(&app.ingest.places)));
+        let has_arrived = parts.is_none();
         let body = BodyReader::new(ahead, parts, Arc::clone(&turn), limits.max_body.as_u64());
         let buffers = Arc::clone(&app.ingest.buffers);
         let (sender, parcels) = mpsc::channel(PARCELS_IN_FLIGHT);
@@ -66,7 +69,7 @@ impl Content {
             parcels.send();
             Ok(summary)
         });
-        Self { parcels, decoding: Some(decoding), turn, outcome: None, is_complete: false }
+        Self { parcels, decoding: Some(decoding), turn, has_arrived, outcome: None, is_complete: false }
     }
 
     /// Waits for the batches up to [`HELD_BACK`], or to the end of the body.

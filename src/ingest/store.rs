@@ -115,7 +115,7 @@ impl Attempt<'_> {
         }
         tokio::select! {
             biased;
-            submission = &mut stored => return Ok(submission.ok().map(Receipt::stored)),
+            outcome = &mut stored => return told(outcome.ok()),
             () = turn.enter() => {}
         }
         // Else somebody has taken it along, and needs no help.
@@ -132,7 +132,7 @@ impl Attempt<'_> {
             }
         }
         turn.leave();
-        Ok(stored.await.ok().map(Receipt::stored))
+        told(stored.await.ok())
     }
 
     /// Stores a body in a transaction of its own.
@@ -166,7 +166,7 @@ impl Attempt<'_> {
     /// Waits until fewer uploads hold a connection for as long as their clients like: jobs, health checks and small uploads
     /// need some too.
     async fn arriving(&self, content: &Content) -> Result<Option<SemaphorePermit<'_>>> {
-        if content.is_complete() {
+        if content.has_arrived {
             return Ok(None);
         }
         let places = &self.app.ingest.arriving;
@@ -289,9 +289,17 @@ async fn store_all(mut transaction: Transaction<'static, Postgres>, members: Vec
     let stored = group::store(&mut transaction, members).await?;
     // Waiting for the disk needs no core.
     turn.leave();
-    transaction.commit().await?;
-    stored.into_iter().for_each(Stored::tell);
+    match transaction.commit().await {
+        Ok(()) => stored.into_iter().for_each(Stored::tell),
+        Err(error) if error.as_database_error().is_some() => return Err(error.into()),
+        Err(_) => stored.into_iter().for_each(Stored::doubt),
+    }
     Ok(())
+}
+
+/// The receipt of a submission of which somebody else has told, if anything, what became of it.
+fn told(outcome: Option<Result<Submission>>) -> Result<Option<Receipt>> {
+    Ok(outcome.transpose()?.map(Receipt::stored))
 }
 
 /// How the attempt to write a submission row ended.

@@ -19,7 +19,6 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use tempfile::TempDir;
 
 use crate::ephemeral::EphemeralCluster;
-use crate::proxy::relay_database;
 
 /// The token with all scopes of every test service.
 pub const TOKEN: &str = "test-token";
@@ -57,13 +56,16 @@ impl TestApp {
         Self::over(database, database_url, Some(file.path()), &[]).await
     }
 
-    /// A service that each connection to PostgreSQL falls silent for, once so many bytes have come back over it.
-    pub async fn with_silent_database(bytes: u64, settings: &[(&str, &str)]) -> Self {
+    /// A service with something between it and PostgreSQL.
+    pub async fn behind<F>(settings: &[(&str, &str)], relay: impl FnOnce(tokio::net::TcpListener, String) -> F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let (database, url) = create_database().await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("port");
         let server = server_of(&url);
         let url = url.replace(&server, &listener.local_addr().expect("address").to_string());
-        tokio::spawn(relay_database(listener, server, bytes));
+        tokio::spawn(relay(listener, server));
         Self::over(database, url, None, settings).await
     }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::app::{RECORD, TestApp, create_database, eventually, gzip, problem};
 use crate::exports::files_below;
 use crate::process::{Served, folder, serving};
+use crate::proxy::relay_database;
 
 /// A file of `rows` rows that is like no other.
 fn file(index: usize, rows: usize) -> Vec<u8> {
@@ -229,7 +230,7 @@ async fn an_export_that_waits_for_a_locked_table_can_be_cancelled() {
 #[tokio::test]
 async fn an_export_whose_connection_falls_silent_can_be_cancelled() {
     let settings = [("export.batch_size", "1000"), ("export.connections", "1")];
-    let app = TestApp::with_silent_database(1024 * 1024, &settings).await;
+    let app = TestApp::behind(&settings, |listener, server| relay_database(listener, server, 1024 * 1024)).await;
     app.store("/ingest-gottcha2", file(1, 300_000)).await;
     for format in ["parquet", "csv"] {
         let made = app.trigger(serde_json::json!({"table": "gottcha2", "format": format})).await;

@@ -5,6 +5,7 @@ mod app;
 mod architecture;
 mod azure;
 mod bad_input;
+mod connections;
 mod convert;
 mod crash;
 mod datasets;
