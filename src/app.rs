@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use sqlx::PgPool;
 use tokio::sync::{Notify, OnceCell, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::dataset::Datasets;
@@ -36,6 +37,8 @@ pub struct App {
     pub link_key: Arc<OnceCell<Vec<u8>>>,
     /// Whether the database is up to date.
     pub is_ready: Arc<AtomicBool>,
+    /// Ends what would otherwise follow something for longer than the service is to run.
+    pub stopping: CancellationToken,
 }
 
 /// How many uploads there may be, and those that are stored together.
@@ -97,6 +100,7 @@ impl App {
             new_job: Arc::default(),
             link_key: Arc::default(),
             is_ready: Arc::default(),
+            stopping: CancellationToken::new(),
         })
     }
 

@@ -140,6 +140,7 @@ impl Service {
     /// When the embedded database does not stop.
     pub async fn stop(self) -> Result<()> {
         tracing::info!(deadline = ?self.deadline, "stopping: requests in flight may end");
+        self.app.stopping.cancel();
         self.handle.graceful_shutdown(Some(self.deadline));
         self.clock.stop().await;
         self.workers.stop(self.deadline).await;

@@ -5,16 +5,18 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::error::Result;
 
-/// The last tick of a schedule that was acted upon. One that is new counts as acted upon at `now`.
+/// The last tick of a schedule that was acted upon. One that is new counts as acted upon at `now`, and so does one whose last
+/// tick is more than a day ahead: the clock of a replica was wrong, and it would not run for as long.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn last_tick(pool: &PgPool, name: &str, now: DateTime<Utc>) -> Result<DateTime<Utc>> {
-    sqlx::query("-- schedules.begin\nINSERT INTO schedules (name, last_tick) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-        .bind(name)
-        .bind(now)
-        .execute(pool)
-        .await?;
+    let begin = sqlx::query(
+        "-- schedules.begin
+        INSERT INTO schedules AS s (name, last_tick) VALUES ($1, $2)
+        ON CONFLICT (name) DO UPDATE SET last_tick = $2 WHERE s.last_tick > $2 + interval '1 day'",
+    );
+    begin.bind(name).bind(now).execute(pool).await?;
     let tick = sqlx::query_scalar("-- schedules.last_tick\nSELECT last_tick FROM schedules WHERE name = $1");
     Ok(tick.bind(name).fetch_one(pool).await?)
 }

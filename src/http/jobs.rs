@@ -198,7 +198,7 @@ pub async fn cancel_job(State(http): State<Http>, Path(id): Path<Uuid>) -> Resul
     Ok((StatusCode::ACCEPTED, Json(body(&http, job).await?)))
 }
 
-/// Follows a job: server-sent events `progress`, each a job as JSON, until it has ended.
+/// Follows a job: server-sent events `progress`, each a job as JSON, until it has ended or the service stops.
 #[utoipa::path(get, path = "/jobs/{id}/events", operation_id = "follow_job", tag = "jobs",
     params(("id" = Uuid, Path, description = "The job's id")),
     responses((status = 200, description = "Events, the last of which is the job as it ended",
@@ -223,7 +223,8 @@ fn events(http: Http, id: Uuid) -> impl Stream<Item = Result<Event, Infallible>>
                 let event = Event::default().event("progress").data(text);
                 return Some((Ok(event), (http, told, ended)));
             }
-            tokio::time::sleep(LOOK).await;
+            // Whoever follows asks again, and finds another replica or this one started anew.
+            http.app.stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await?;
         }
     })
 }

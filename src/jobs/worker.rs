@@ -1,8 +1,10 @@
 //! Workers: each claims what is due, keeps its lease alive while it works, and says how it ended.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -91,7 +93,12 @@ async fn work(
             continue;
         }
         match jobs::claim(&app.pool, &name, app.config.export.lease, kinds, only).await {
-            Ok(Some(job)) => perform(&app, job, &give_back).await,
+            Ok(Some(job)) => {
+                let performed = AssertUnwindSafe(perform(&app, job, &give_back)).catch_unwind().await;
+                if performed.is_err() {
+                    tracing::error!("a job panicked: it is tried again when its lease is over");
+                }
+            }
             Ok(None) => wait(&app, &stop).await,
             Err(error) => {
                 if !error.is_retryable() {

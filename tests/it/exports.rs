@@ -1,5 +1,7 @@
 //! Exports over HTTP: asking for one, the catalogue, downloading, stopping.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -271,6 +273,18 @@ async fn a_job_is_followed_by_events_until_its_end() {
     let last: Value = serde_json::from_str(&last[6..]).expect("JSON");
     assert_eq!((&last["status"], &last["progress"]["rows"]), (&json!("completed"), &json!(100)));
     assert_eq!(last["progress"]["percent"], 100.0);
+}
+
+#[tokio::test]
+async fn whoever_follows_a_job_does_not_hold_up_the_end_of_the_service() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    let made = app.trigger(json!({"table": "gottcha2"})).await;
+    let path = format!("/jobs/{}/events", made["job_id"].as_str().expect("job"));
+    let mut events = app.request("GET", &path).send().await.expect("answer");
+    assert!(events.chunk().await.expect("event").is_some());
+    app.app.stopping.cancel();
+    let end = tokio::time::timeout(Duration::from_secs(10), events.chunk()).await.expect("the end");
+    assert_eq!(end.expect("end"), None);
 }
 
 #[tokio::test]

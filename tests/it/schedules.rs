@@ -58,6 +58,18 @@ async fn replicas_never_run_one_tick_twice() {
 }
 
 #[tokio::test]
+async fn a_replica_whose_clock_was_ahead_stops_no_schedule() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    run(&app, "2026-03-01T12:00:00Z").await;
+    run(&app, "2036-01-01T12:00:00Z").await;
+    for now in ["2026-03-01T13:00:00Z", "2026-03-02T00:00:00Z"] {
+        run(&app, now).await;
+    }
+    assert_eq!(ticks(&app).await, ["2036-01-01T00:00:00+00:00", "2026-03-02T00:00:00+00:00"]);
+}
+
+#[tokio::test]
 async fn a_tick_runs_once_however_often_the_clock_is_looked_at() {
     let app = TestApp::with(&[("export.slots", "0")]).await;
     app.store("/ingest-gottcha2", RECORD).await;
