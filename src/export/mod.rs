@@ -55,6 +55,10 @@ const RANGES: usize = 4;
 /// Rows of a part of a text file, which is held in memory as it is.
 const TEXT_ROWS: usize = 10_000;
 
+/// Digits of its id in the names of an export that has no folder of its own. Files of partitioned datasets have twelve, by
+/// which a run knows what it may remove.
+const DIGITS: usize = 8;
+
 /// What an export wrote.
 #[derive(Debug, Clone)]
 pub struct Exported {
@@ -92,6 +96,11 @@ impl<'t> Target<'t> {
         let name = if self.prefix.is_empty() { file.to_owned() } else { format!("{}/{file}", self.prefix) };
         self.written.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
         name
+    }
+
+    /// The end of the id, by which files of one export are told from those of others.
+    fn digits(&self) -> &str {
+        self.id.get(self.id.len().saturating_sub(DIGITS)..).unwrap_or_default()
     }
 
     /// Removes all files again.
@@ -142,12 +151,16 @@ async fn write_with_manifest(
     let limit = plan.row_limit.map(|limit| limit.min(table.rows));
     progress.expect_rows(if plan.is_whole() { Some(table.rows) } else { limit });
     progress.enter("reading");
-    let stem = format!("{}_{}", plan.dataset.name, snapshot.taken_at.format("%Y%m%d_%H%M%S"));
+    let mut stem = format!("{}_{}", plan.dataset.name, snapshot.taken_at.format("%Y%m%d_%H%M%S"));
+    let mut name = manifest::FILE.to_owned();
+    // A folder of its own has one export; any other may have several, also of the same second.
+    if target.prefix.is_empty() {
+        stem = format!("{stem}_{}", target.digits());
+        name = format!("{stem}.{name}");
+    }
     let exported = write(snapshot, &table, config, plan.clone(), &stem, target, lease).await?;
     progress.enter("manifest");
     let manifest = Manifest::new(&plan, &target.id, &exported).to_json()?;
-    // A folder of its own has one manifest; any other may have several.
-    let name = if target.prefix.is_empty() { format!("{stem}.{}", manifest::FILE) } else { manifest::FILE.to_owned() };
     target.storage.put(&target.name(&name), manifest).await?;
     Ok(exported)
 }

@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use nvd_support_car::db::jobs::Lease;
+use nvd_support_car::export::spec::ExportSpec;
+use nvd_support_car::export::{self, Target};
+use nvd_support_car::storage::Storage;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use uuid::Uuid;
 
 use crate::app::{RECORD, TOKEN, TestApp, data, eventually, gzip, problem};
 
@@ -388,4 +393,34 @@ async fn a_full_disk_ends_an_export_with_the_reason_and_leaves_nothing_of_it() {
     assert!(job["error"].as_str().is_some_and(|error| error.contains("No space left")), "{job}");
     assert_eq!(app.get("/exports?status=completed").await, json!([]));
     assert_eq!(left, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn exports_into_one_folder_in_the_same_second_lie_side_by_side() {
+    let app = TestApp::start().await;
+    stored(&app, 1, 100).await;
+    let folder = tempfile::tempdir().expect("folder");
+    let storage = Storage::open(folder.path().to_str().expect("UTF-8")).expect("storage");
+    let dataset = app.app.datasets.get("gottcha2").expect("dataset");
+    let config = &app.app.config.export;
+    let export = async |rows: u64| {
+        let spec = ExportSpec { row_limit: Some(rows), ..ExportSpec::default() };
+        let plan = spec.plan(dataset, (config.compression, config.compression_level)).expect("plan");
+        let lease = Lease::new(Uuid::now_v7(), 1);
+        let target = Target::new(lease.id.to_string(), &storage, String::new());
+        export::run(&app.pool, config, plan, &target, &lease).await.map(|exported| (exported, target))
+    };
+    // A second may end between two of them, but not between all.
+    let done = join_all((1..=4).map(export)).await;
+    assert_eq!(files_below(folder.path()).len(), 8, "each has a file and a manifest");
+    let mut left = 8;
+    for exported in done {
+        let (exported, target) = exported.expect("export");
+        let (name, file) = &exported.files[0];
+        let bytes = std::fs::read(folder.path().join(name)).expect("file");
+        assert_eq!(<sha2::Sha256 as sha2::Digest>::digest(&bytes).as_slice(), file.sha256, "{name}");
+        target.remove().await.expect("removed");
+        left -= 2;
+        assert_eq!(files_below(folder.path()).len(), left, "it took others along");
+    }
 }
