@@ -35,7 +35,7 @@ pub const EXPORT_ROWS: &str = "nvd_export_rows_total";
 pub const EXPORT_BYTES: &str = "nvd_export_bytes_total";
 /// From the claim of an export to its end, by dataset.
 pub const EXPORT_SECONDS: &str = "nvd_export_duration_seconds";
-/// Age of the newest complete export, by dataset.
+/// Age of the newest complete export that is whole, by dataset.
 pub const EXPORT_AGE: &str = "nvd_export_newest_age_seconds";
 /// When the next scheduled export is due, in seconds since 1970, by dataset.
 pub const EXPORT_NEXT: &str = "nvd_export_next_run_timestamp_seconds";
@@ -122,7 +122,7 @@ fn describe() {
     describe_counter!(EXPORT_ROWS, "Rows of complete exports");
     describe_counter!(EXPORT_BYTES, "Bytes of complete exports");
     describe_histogram!(EXPORT_SECONDS, "From the claim of an export to its end");
-    describe_gauge!(EXPORT_AGE, "Age of the newest complete export");
+    describe_gauge!(EXPORT_AGE, "Age of the newest complete export of all rows and columns");
     describe_gauge!(EXPORT_NEXT, "When the next scheduled export is due");
     describe_gauge!(EXPORT_MISSING, "Files of complete exports that are missing from the storage");
     describe_counter!(LAKE_RUNS, "Runs of partitioned datasets by result: completed, or the reason of the failure");
@@ -170,7 +170,6 @@ pub fn exported(dataset: &str, result: &Result<Option<(u64, u64)>, &Error>, dura
         Ok(Some((rows, bytes))) => {
             metrics::counter!(EXPORT_ROWS, "dataset" => dataset.clone()).increment(*rows);
             metrics::counter!(EXPORT_BYTES, "dataset" => dataset.clone()).increment(*bytes);
-            metrics::gauge!(EXPORT_AGE, "dataset" => dataset.clone()).set(0.0);
             "completed"
         }
         Ok(None) => "lost",
@@ -206,7 +205,7 @@ pub fn noticed(webhook: &str, was_sent: bool) {
     metrics::counter!(NOTICES, "webhook" => webhook.to_owned(), "result" => result).increment(1);
 }
 
-/// Tells the age of the newest export of a dataset, in seconds.
+/// Tells the age of the newest whole export of a dataset, in seconds.
 pub fn newest_export(dataset: &str, seconds: f64) {
     metrics::gauge!(EXPORT_AGE, "dataset" => dataset.to_owned()).set(seconds);
 }

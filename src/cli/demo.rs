@@ -136,7 +136,7 @@ fn report(url: &str, token: &str, data_dir: &str, receipts: &[Receipt], exports:
         "Send a result of your own (this one is bundled; a second time it says \"replayed\": true):".to_owned(),
         format!("  printf 'LEVEL\\tNAME\\tTAXID\\tREAD_COUNT\\tTOTAL_BP_MAPPED\\nspecies\\tOrthoebolavirus zairense\\t3052462\\t513\\t69897\\n' | gzip | curl --fail-with-body -H 'Authorization: Bearer {token}' --data-binary @- '{url}/ingest-gottcha2?sample_id=my-sample'"),
         String::new(),
-        "Both tables are exported as Parquet. Read them (the links work for an hour; GET /exports has new ones):".to_owned(),
+        "Both tables are exported as Parquet. Read them (the links work for an hour; GET /exports?whole=true has new ones):".to_owned(),
         format!("  duckdb -c \"SELECT level, count(*) FROM '{}' GROUP BY level\"", exports[0].download_url),
         format!("  python3 -c \"import pandas; print(pandas.read_parquet('{}').describe())\"", exports[1].download_url),
         String::new(),

@@ -18,6 +18,8 @@ pub struct Export {
     pub dataset: String,
     /// What is wanted.
     pub spec: Value,
+    /// Whether all rows and columns are wanted.
+    pub whole: bool,
     /// `pending`, `running`, `completed`, `failed` or `cancelled`.
     pub status: String,
     /// Rows of all files, once complete; so are the following.
@@ -78,9 +80,15 @@ pub struct Completed {
     pub files: Vec<ExportFile>,
 }
 
-const SELECT: &str =
-    "SELECT e.id, e.job_id, e.dataset, e.spec, j.state AS status, e.rows, e.bytes, e.csv_bytes, e.prefix,
-    e.snapshot_at, e.created_at, e.completed_at, e.expires_at FROM exports e JOIN jobs j ON j.id = e.job_id";
+/// Whether all rows and columns of a dataset are wanted: nothing in the specification leaves any out.
+const WHOLE: &str = "NOT e.spec ?| ARRAY['columns', 'filters', 'from', 'row_limit', 'to']";
+
+fn select() -> String {
+    format!(
+        "SELECT e.id, e.job_id, e.dataset, e.spec, {WHOLE} AS whole, j.state AS status, e.rows, e.bytes, e.csv_bytes,
+        e.prefix, e.snapshot_at, e.created_at, e.completed_at, e.expires_at FROM exports e JOIN jobs j ON j.id = e.job_id"
+    )
+}
 
 /// What users asked for by an export job is not in the catalogue.
 const CATALOGUED: &str = "NOT EXISTS (SELECT FROM export_jobs x WHERE x.export_id = e.id)";
@@ -92,6 +100,8 @@ pub struct Filter<'f> {
     pub dataset: Option<&'f str>,
     /// In that state.
     pub status: Option<&'f str>,
+    /// Of all rows and columns, or of some.
+    pub whole: Option<bool>,
     /// Asked for before that one.
     pub before: Option<Uuid>,
     /// At most so many.
@@ -137,12 +147,15 @@ pub async fn is_same(connection: &mut PgConnection, key: &str, dataset: &str, sp
 pub async fn list(pool: &PgPool, filter: &Filter<'_>) -> Result<Vec<Export>> {
     let sql = format!(
         "-- exports.list
-        {SELECT} WHERE ($1::text IS NULL OR e.dataset = $1) AND ($2::text IS NULL OR j.state = $2)
-          AND ($3::uuid IS NULL OR e.id < $3) AND {CATALOGUED} ORDER BY e.id DESC LIMIT $4"
+        {} WHERE ($1::text IS NULL OR e.dataset = $1) AND ($2::text IS NULL OR j.state = $2)
+          AND ($3::bool IS NULL OR ({WHOLE}) = $3) AND ($4::uuid IS NULL OR e.id < $4) AND {CATALOGUED}
+        ORDER BY e.id DESC LIMIT $5",
+        select()
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))
         .bind(filter.dataset)
         .bind(filter.status)
+        .bind(filter.whole)
         .bind(filter.before)
         .bind(filter.limit)
         .fetch_all(pool)
@@ -154,7 +167,7 @@ pub async fn list(pool: &PgPool, filter: &Filter<'_>) -> Result<Vec<Export>> {
 /// # Errors
 /// A database out of reach.
 pub async fn by_id(pool: &PgPool, id: Uuid) -> Result<Option<Export>> {
-    let sql = format!("-- exports.by_id\n{SELECT} WHERE e.id = $1");
+    let sql = format!("-- exports.by_id\n{} WHERE e.id = $1", select());
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(pool).await?)
 }
 
@@ -163,7 +176,7 @@ pub async fn by_id(pool: &PgPool, id: Uuid) -> Result<Option<Export>> {
 /// # Errors
 /// A database out of reach.
 pub async fn by_job(pool: &PgPool, job: Uuid) -> Result<Option<Export>> {
-    let sql = format!("-- exports.by_job\n{SELECT} WHERE e.job_id = $1");
+    let sql = format!("-- exports.by_job\n{} WHERE e.job_id = $1", select());
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(job).fetch_optional(pool).await?)
 }
 
@@ -232,8 +245,8 @@ pub async fn delete(pool: &PgPool, id: Uuid) -> Result<bool> {
     Ok(deleted.rows_affected() == 1)
 }
 
-/// Complete exports whose time is over, but for the newest `keep` of each dataset in the catalogue; and what nobody will
-/// ask for any more: failed ones, and export jobs that expired long ago.
+/// Complete exports whose time is over, but for the newest `keep` whole ones of each dataset in the catalogue; and what
+/// nobody will ask for any more: failed ones, and export jobs that expired long ago.
 ///
 /// # Errors
 /// A database out of reach.
@@ -242,11 +255,12 @@ pub async fn expired(pool: &PgPool, keep: u32) -> Result<Vec<Export>> {
         "-- exports.expired
         WITH ranked AS (
             SELECT id, row_number() OVER (PARTITION BY dataset ORDER BY completed_at DESC) AS place
-            FROM exports e WHERE completed_at IS NOT NULL AND {CATALOGUED})
-        {SELECT} LEFT JOIN ranked ON ranked.id = e.id
-        WHERE (e.expires_at < now() AND ranked.place > $1)
+            FROM exports e WHERE completed_at IS NOT NULL AND {WHOLE} AND {CATALOGUED})
+        {} LEFT JOIN ranked ON ranked.id = e.id
+        WHERE (e.expires_at < now() AND coalesce(ranked.place > $1, {CATALOGUED}))
            OR (j.state IN ('failed', 'cancelled') AND j.finished_at < now() - interval '7 days')
-           OR EXISTS (SELECT FROM export_jobs x WHERE x.export_id = e.id AND x.expired_at < now() - interval '30 days')"
+           OR EXISTS (SELECT FROM export_jobs x WHERE x.export_id = e.id AND x.expired_at < now() - interval '30 days')",
+        select()
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(i64::from(keep)).fetch_all(pool).await?)
 }
@@ -265,7 +279,7 @@ pub async fn in_use(pool: &PgPool) -> Result<Vec<(Uuid, Option<String>)>> {
     .await?)
 }
 
-/// Seconds since the newest complete export of each dataset.
+/// Seconds since the newest complete export of each dataset that is whole.
 ///
 /// # Errors
 /// A database out of reach.
@@ -273,7 +287,7 @@ pub async fn ages(pool: &PgPool) -> Result<Vec<(String, f64)>> {
     let sql = format!(
         "-- exports.ages
         SELECT dataset, extract(epoch FROM now() - max(completed_at))::float8 FROM exports e
-        WHERE completed_at IS NOT NULL AND {CATALOGUED} GROUP BY dataset"
+        WHERE completed_at IS NOT NULL AND {WHOLE} AND {CATALOGUED} GROUP BY dataset"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).fetch_all(pool).await?)
 }

@@ -60,6 +60,8 @@ pub struct Manifest {
     snapshot_at: DateTime<Utc>,
     format: &'static str,
     compression: &'static str,
+    /// Whether it holds all rows and columns of the dataset.
+    whole: bool,
     rows: u64,
     bytes: u64,
     columns: Vec<ManifestColumn>,
@@ -104,6 +106,7 @@ impl Manifest {
             snapshot_at: exported.snapshot_at,
             format: plan.format.as_str(),
             compression: plan.compression.as_str(),
+            whole: plan.is_whole(),
             rows: exported.stats.rows,
             bytes: exported.bytes,
             columns,

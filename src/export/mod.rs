@@ -149,7 +149,7 @@ async fn write_with_manifest(
     let snapshot = lease.unless_cancelled(Snapshot::take(pool)).await??;
     let table = lease.unless_cancelled(snapshot.table(&plan.dataset)).await??;
     let limit = plan.row_limit.map(|limit| limit.min(table.rows));
-    progress.expect_rows(if plan.is_whole() { Some(table.rows) } else { limit });
+    progress.expect_rows(if plan.has_all_rows() { Some(table.rows) } else { limit });
     progress.enter("reading");
     let mut stem = format!("{}_{}", plan.dataset.name, snapshot.taken_at.format("%Y%m%d_%H%M%S"));
     let mut name = manifest::FILE.to_owned();

@@ -106,6 +106,8 @@ pub struct Plan {
     pub level: i32,
     /// At most so many rows.
     pub row_limit: Option<u64>,
+    /// Whether no column was left out on request.
+    pub has_all_columns: bool,
     /// Whether an index finds the rows, so that reading all of the table would be a waste.
     pub is_lookup: bool,
     /// Whether readers are expected to want few rows of each file.
@@ -144,6 +146,7 @@ impl ExportSpec {
             compression,
             level,
             row_limit: self.row_limit,
+            has_all_columns: self.columns.is_none(),
             is_lookup: !self.filters.is_empty(),
             is_searched: false,
             quads: Vec::new(),
@@ -325,8 +328,14 @@ impl Plan {
 
     /// Whether every row of the dataset is exported.
     #[must_use]
-    pub const fn is_whole(&self) -> bool {
+    pub const fn has_all_rows(&self) -> bool {
         self.conditions.is_empty() && self.row_limit.is_none()
+    }
+
+    /// Whether all of the dataset is exported. The catalogue tells it by what was asked for (`db::exports`).
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.has_all_columns && self.has_all_rows()
     }
 
     /// The ending of file names, such as `parquet` or `csv.gz`.

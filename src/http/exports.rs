@@ -64,6 +64,8 @@ pub struct ExportBody {
     /// How it is compressed.
     #[schema(value_type = Compression)]
     compression: String,
+    /// Whether all rows and columns of the dataset were asked for: no `columns`, `filters`, `from`, `to` or `row_limit`.
+    whole: bool,
     /// A link that works without headers for a while: for pandas, DuckDB, Polars, curl.
     #[schema(required)]
     download_url: Option<String>,
@@ -148,6 +150,8 @@ pub struct ListQuery {
     #[serde(default)]
     #[param(required = false)]
     status: ExportFilter,
+    /// Of all rows and columns (`true`), or of some (`false`); both unless told.
+    whole: Option<bool>,
     /// Where the page before ended: the `id` of its last entry. The `Link` header has the whole address.
     cursor: Option<Uuid>,
 }
@@ -168,7 +172,13 @@ pub async fn list_exports(
     if let Some(name) = &query.table {
         super::datasets::find(&http, name)?;
     }
-    let filter = Filter { dataset: query.table.as_deref(), status: query.status.state(), before: query.cursor, limit };
+    let filter = Filter {
+        dataset: query.table.as_deref(),
+        status: query.status.state(),
+        whole: query.whole,
+        before: query.cursor,
+        limit,
+    };
     let found = exports::list(&http.app.pool, &filter).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
     let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, last.id)));
@@ -374,6 +384,7 @@ fn body(http: &Http, export: Export, files: &[&ExportFile], download_url: Option
         status: export.status,
         format: export.spec.get("format").cloned().unwrap_or_else(|| "parquet".into()),
         compression,
+        whole: export.whole,
         download_url,
         file_name: files.first().map(|file| file.name.clone()),
         rows: export.rows,

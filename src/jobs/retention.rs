@@ -132,7 +132,7 @@ async fn report_missing(app: &App, in_use: &HashMap<String, Option<String>>, lis
     Ok(())
 }
 
-/// Tells the age of the newest export of each dataset: the number to be alerted by.
+/// Tells the age of the newest whole export of each dataset: the number to be alerted by.
 async fn measure(app: &App) -> Result<()> {
     for (dataset, seconds) in exports::ages(&app.pool).await? {
         telemetry::newest_export(&dataset, seconds);

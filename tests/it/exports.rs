@@ -424,3 +424,29 @@ async fn exports_into_one_folder_in_the_same_second_lie_side_by_side() {
         assert_eq!(files_below(folder.path()).len(), left, "it took others along");
     }
 }
+
+#[tokio::test]
+async fn exports_of_some_rows_or_columns_are_told_from_whole_ones() {
+    let app = TestApp::start().await;
+    stored(&app, 1, 100).await;
+    let whole = app.export(json!({"table": "gottcha2", "service_columns": true})).await;
+    assert_eq!(whole["whole"], true, "{whole}");
+    for more in [
+        json!({"filters": {"sample_id": "S0"}}),
+        json!({"columns": ["sample_id"]}),
+        json!({"row_limit": 1}),
+        json!({"from": "2020-01-01T00:00:00Z"}),
+        json!({"to": "2100-01-01T00:00:00Z"}),
+    ] {
+        let mut wish = json!({"table": "gottcha2"});
+        wish.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+        let part = app.export(wish).await;
+        assert_eq!(part["whole"], false, "{part}");
+        let folder = app.exports().join("gottcha2").join(part["id"].as_str().expect("id")).join("1");
+        let manifest = std::fs::read(folder.join("manifest.json")).expect("manifest");
+        assert_eq!(serde_json::from_slice::<Value>(&manifest).expect("JSON")["whole"], false);
+    }
+    let found = app.get("/exports?table=gottcha2&limit=1&whole=true").await;
+    assert_eq!(found[0]["id"], whole["id"]);
+    assert_eq!(app.get("/exports?whole=false").await.as_array().expect("page").len(), 5);
+}

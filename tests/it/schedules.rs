@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, Utc};
+use nvd_support_car::db::exports;
 use nvd_support_car::jobs::{retention, schedule};
 use serde_json::{Value, json};
 
@@ -134,6 +135,24 @@ async fn an_export_whose_time_is_over_is_removed_but_the_newest_is_kept() {
     assert_eq!(left.as_array().expect("array").len(), 1);
     assert_eq!(left[0]["id"], newest);
     assert_eq!(files_below(app.exports()).len(), 2, "one file and its manifest");
+}
+
+#[tokio::test]
+async fn an_export_of_a_part_is_never_the_one_that_is_kept_nor_the_newest() {
+    let app = TestApp::with(&[("export.keep_at_least", "1")]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let whole = app.export(json!({"table": "gottcha2"})).await;
+    sqlx::query("UPDATE exports SET completed_at = now() - interval '1 hour'")
+        .execute(&app.pool)
+        .await
+        .expect("update");
+    app.export(json!({"table": "gottcha2", "row_limit": 1})).await;
+    sqlx::query("UPDATE exports SET expires_at = now() - interval '1 hour'").execute(&app.pool).await.expect("update");
+    let ages = exports::ages(&app.pool).await.expect("ages");
+    assert!(matches!(&ages[..], [(dataset, age)] if dataset == "gottcha2" && *age >= 3600.0), "{ages:?}");
+    retention::expire(&app.app).await.expect("expire");
+    let left = app.get("/exports").await;
+    assert_eq!((left.as_array().expect("array").len(), &left[0]["id"]), (1, &whole["id"]));
 }
 
 #[tokio::test]

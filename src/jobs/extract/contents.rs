@@ -46,7 +46,7 @@ fn schema(plan: &Plan, table: &Table) -> Value {
         "description": dataset.description,
         "row_count": table.rows,
         "time_range": table.time.map(|(from, to)| json!({"from": from, "to": to})),
-        "filtered": !plan.is_whole(),
+        "filtered": !plan.has_all_rows(),
         "columns": columns,
     })
 }

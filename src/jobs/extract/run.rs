@@ -66,8 +66,8 @@ impl Running<'_> {
             tables.push((plan, table));
         }
         progress.expect_schemas(tables.len());
-        let is_whole = tables.iter().all(|(plan, _)| plan.is_whole());
-        progress.expect_rows(is_whole.then(|| tables.iter().map(|(_, table)| table.rows).sum()));
+        let has_all_rows = tables.iter().all(|(plan, _)| plan.has_all_rows());
+        progress.expect_rows(has_all_rows.then(|| tables.iter().map(|(_, table)| table.rows).sum()));
         let mut files = Vec::new();
         if self.config.include.contains(&Include::Describe) {
             let text = contents::describe(self.run, self.config, snapshot_at, &tables);
