@@ -136,6 +136,29 @@ fn syncs(labkey: Option<&Labkey>) -> Result<Vec<Schedule>> {
     labkey.lists.iter().map(|list| schedule(&list.dataset)).collect()
 }
 
+/// Refuses schedules, in the order of the configuration, of which one would be in the way of another.
+fn refuse_twins(schedules: &[Schedule]) -> Result<()> {
+    let reason = |one: &Schedule, other: &Schedule| match (&one.action, &other.action) {
+        _ if one.name == other.name => Some("have the same times and format, so that only one of them would ever run"),
+        (Action::Lake(one), Action::Lake(other)) if one.dataset == other.dataset => {
+            let is_same = one.partitioning == other.partitioning && one.spec.format == other.spec.format;
+            (!is_same).then_some("partition it in two ways, of which its folder takes one")
+        }
+        _ => None,
+    };
+    for (second, schedule) in schedules.iter().enumerate() {
+        for (first, other) in schedules[..second].iter().enumerate() {
+            if let Some(reason) = reason(schedule, other) {
+                let (dataset, first, second) = (&schedule.dataset.name, first + 1, second + 1);
+                return Err(Error::Environment(format!(
+                    "export.schedules: {dataset}: schedules {first} and {second} {reason}: leave one out"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn exports(service: &Config, datasets: &Datasets) -> Result<Vec<Schedule>> {
     let config = &service.export;
     let mut schedules = Vec::new();
@@ -172,6 +195,7 @@ fn exports(service: &Config, datasets: &Datasets) -> Result<Vec<Schedule>> {
             },
         });
     }
+    refuse_twins(&schedules)?;
     let Some(cron) = config.interval_cron().map_err(Error::Environment)? else { return Ok(schedules) };
     let is_free = |dataset: &&Arc<Dataset>| {
         let mut own = config.schedules.iter().filter(|own| own.partition.is_none());

@@ -320,6 +320,7 @@ fn a_configuration_is_checked_against_what_it_speaks_of() {
             ),
             "neither `retention_days`",
         ),
+        (format!("{schedule}\"0 0 5 * * *\"\n{schedule}\"0 0 5 * * *\"\nretention_days = 3\n"), "schedules 1 and 2"),
         ("[lake]\ntimezone = \"Europe/Bonn\"\n".to_owned(), "Europe/Bonn"),
         (
             "[labkey]\nserver_url = \"http://127.0.0.1\"\nproject_path = \"/p\"\napi_key = \"k\"\nmap = \"nvdd\"\n"

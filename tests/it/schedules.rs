@@ -3,6 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, Utc};
+use nvd_support_car::config::Config;
+use nvd_support_car::dataset::Datasets;
 use nvd_support_car::db::exports;
 use nvd_support_car::jobs::{retention, schedule};
 use serde_json::{Value, json};
@@ -153,6 +155,36 @@ async fn an_export_of_a_part_is_never_the_one_that_is_kept_nor_the_newest() {
     retention::expire(&app.app).await.expect("expire");
     let left = app.get("/exports").await;
     assert_eq!((left.as_array().expect("array").len(), &left[0]["id"]), (1, &whole["id"]));
+}
+
+#[test]
+fn schedules_that_would_take_each_others_ticks_or_files_are_refused_with_both_numbers() {
+    let folder = tempfile::tempdir().expect("folder");
+    let file = folder.path().join("config.toml");
+    let datasets = Datasets::load(None).expect("datasets");
+    let configured = |schedules: &[&str]| {
+        let own = |keys: &&str| format!("[[export.schedules]]\ndataset = \"stast\"\n{keys}\n");
+        std::fs::write(&file, schedules.iter().map(own).collect::<String>()).expect("configuration");
+        schedule::configured(&Config::load(Some(&file), [], &[]).expect("configuration"), &datasets, None)
+    };
+    let (five, six) = ("cron = \"0 0 5 * * *\"", "cron = \"0 0 6 * * *\"");
+    let with = |cron: &str, more: &str| format!("{cron}\n{more}");
+    for (first, second) in [
+        (with(five, "compression = \"zstd\""), with(five, "compression = \"gzip\"")),
+        (with(five, "retention_days = 3"), with(five, "timezone = \"UTC\"")),
+        (with(five, "partition = { temporal = \"year\" }"), with(six, "partition = { temporal = \"year,month\" }")),
+        (with(five, "partition = { temporal = \"year\" }"), with(five, "partition = { temporal = \"year\" }")),
+    ] {
+        let refused = configured(&[six, &first, &second]).err().expect("refused").to_string();
+        assert!(refused.contains("stast: schedules 2 and 3"), "{refused}");
+    }
+    for (first, second) in [
+        (five.to_owned(), with(five, "format = \"csv\"")),
+        (five.to_owned(), with(five, "partition = { temporal = \"year\" }")),
+        (with(five, "partition = { temporal = \"year\" }"), with(six, "partition = { temporal = \"year\" }")),
+    ] {
+        assert!(configured(&[&first, &second]).is_ok(), "{first}, {second}");
+    }
 }
 
 #[tokio::test]
