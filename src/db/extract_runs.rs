@@ -115,8 +115,8 @@ pub struct Filter<'f> {
     pub extract_id: Option<&'f str>,
     /// In that state.
     pub status: Option<&'f str>,
-    /// Made before the run of that id.
-    pub before: Option<&'f str>,
+    /// After the place of one that was made then and has that id.
+    pub before: Option<(DateTime<Utc>, &'f str)>,
     /// At most so many.
     pub limit: i64,
 }
@@ -129,14 +129,15 @@ pub async fn list(pool: &PgPool, filter: &Filter<'_>) -> Result<Vec<Run>> {
     let sql = format!(
         "-- extract_runs.list
         {} WHERE ($1::text IS NULL OR r.extract_id = $1) AND ($2::text IS NULL OR {STATUS} = $2)
-          AND ($3::text IS NULL OR (r.created_at, r.id) < (SELECT created_at, id FROM extract_runs WHERE id = $3))
-        ORDER BY r.created_at DESC, r.id DESC LIMIT $4",
+          AND ($3::timestamptz IS NULL OR (r.created_at, r.id) < ($3, $4))
+        ORDER BY r.created_at DESC, r.id DESC LIMIT $5",
         select()
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))
         .bind(filter.extract_id)
         .bind(filter.status)
-        .bind(filter.before)
+        .bind(filter.before.map(|(time, _)| time))
+        .bind(filter.before.map(|(_, id)| id))
         .bind(filter.limit)
         .fetch_all(pool)
         .await?)

@@ -72,18 +72,18 @@ pub async fn lock(connection: &mut PgConnection, id: &str) -> Result<Option<Extr
     Ok(found.bind(id).fetch_optional(connection).await?)
 }
 
-/// Extracts, newest first, after the one of the id `before`.
+/// Extracts, newest first, after the place of one that was made then and has that id.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn list(pool: &PgPool, before: Option<&str>, limit: i64) -> Result<Vec<Extract>> {
+pub async fn list(pool: &PgPool, before: Option<(DateTime<Utc>, &str)>, limit: i64) -> Result<Vec<Extract>> {
     Ok(sqlx::query_as(
         "-- extracts.list
-        SELECT * FROM extracts
-        WHERE $1::text IS NULL OR (created_at, id) < (SELECT created_at, id FROM extracts WHERE id = $1)
-        ORDER BY created_at DESC, id DESC LIMIT $2",
+        SELECT * FROM extracts WHERE $1::timestamptz IS NULL OR (created_at, id) < ($1, $2)
+        ORDER BY created_at DESC, id DESC LIMIT $3",
     )
-    .bind(before)
+    .bind(before.map(|(time, _)| time))
+    .bind(before.map(|(_, id)| id))
     .bind(limit)
     .fetch_all(pool)
     .await?)

@@ -17,7 +17,7 @@ use super::extract_docs::{ArtifactKind, ExtractCause, StorageBackend};
 use super::extracts::Success;
 use super::links::Proof;
 use super::problem::Problem;
-use super::{Http, auth, links, zip};
+use super::{Cursor, Http, auth, links, zip};
 use crate::config::Scope;
 use crate::db::artifacts::{self, Artifact};
 use crate::db::extract_runs::{self, Filter, Run};
@@ -203,7 +203,7 @@ pub struct ListQuery {
     /// At most so many, 100 unless told.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
-    /// Where the page before ended: the `id` of its last entry. The `Link` header has the whole address.
+    /// Where the page before ended. Its `Link` header has the whole address.
     cursor: Option<String>,
 }
 
@@ -219,15 +219,17 @@ pub async fn list_extract_runs(
     Query(query): Query<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     let limit = super::limit(query.limit, 100)?;
+    let cursor = query.cursor.as_deref().map(Cursor::parse).transpose()?;
     let filter = Filter {
         extract_id: query.extract_id.as_deref(),
         status: query.status.map(ExtractRunStatus::as_str),
-        before: query.cursor.as_deref(),
+        before: cursor.as_ref().map(Cursor::place),
         limit,
     };
     let found = extract_runs::list(&http.app.pool, &filter).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
-    let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, &last.id)));
+    let cursor = |last: &Run| Cursor { created_at: last.created_at, id: last.id.clone() };
+    let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, cursor(last))));
     Ok((AppendHeaders(next), Success::of(bodies(&http, &headers, found).await?)))
 }
 

@@ -10,9 +10,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Http;
 use super::fields::Fields;
 use super::problem::Problem;
+use super::{Cursor, Http};
 use crate::db::extracts::{self, Extract};
 use crate::db::schedules;
 use crate::error::{Error, Result};
@@ -167,7 +167,7 @@ pub struct PageQuery {
     /// At most so many, 100 unless told.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
-    /// Where the page before ended: the `id` of its last entry. The `Link` header has the whole address.
+    /// Where the page before ended. Its `Link` header has the whole address.
     cursor: Option<String>,
 }
 
@@ -181,9 +181,11 @@ pub async fn list_extracts(
     Query(query): Query<PageQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     let limit = super::limit(query.limit, 100)?;
-    let found = extracts::list(&http.app.pool, query.cursor.as_deref(), limit).await?;
+    let cursor = query.cursor.as_deref().map(Cursor::parse).transpose()?;
+    let found = extracts::list(&http.app.pool, cursor.as_ref().map(Cursor::place), limit).await?;
     let full = i64::try_from(found.len()).is_ok_and(|count| count == limit);
-    let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, &last.id)));
+    let cursor = |last: &Extract| Cursor { created_at: last.created_at, id: last.id.clone() };
+    let next = found.last().filter(|_| full).map(|last| (LINK, super::next_page(&uri, cursor(last))));
     let page = found.into_iter().map(body).collect::<Result<Vec<_>>>()?;
     Ok((AppendHeaders(next), Success::of(page)))
 }

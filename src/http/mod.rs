@@ -25,6 +25,7 @@ mod system;
 mod trace;
 mod zip;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -34,6 +35,7 @@ use axum::extract::{Request, State};
 use axum::http::Uri;
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -45,6 +47,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::config::Scope;
 use crate::dataset::Datasets;
+use crate::dataset::definition::is_identifier;
+use crate::dataset::kind::in_calendar;
 use crate::error::{Error, Result};
 use crate::telemetry;
 use auth::Tokens;
@@ -203,6 +207,37 @@ fn percent(part: u64, whole: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a percentage")]
     let share = part as f64 / whole.max(1) as f64;
     (share * 1000.0).round().min(1000.0) / 10.0
+}
+
+/// Where a page ended whose entries have ids that do not grow with time. The entry need not be there any more.
+struct Cursor {
+    /// When its last entry was made.
+    created_at: DateTime<Utc>,
+    /// The id of that.
+    id: String,
+}
+
+impl Cursor {
+    fn parse(text: &str) -> Result<Self> {
+        let read = |text: &str| {
+            let (micros, id) = text.split_once('_').filter(|(_, id)| is_identifier(id))?;
+            let created_at = DateTime::from_timestamp_micros(micros.parse().ok()?)?;
+            in_calendar(created_at).ok()?;
+            Some(Self { created_at, id: id.to_owned() })
+        };
+        read(text).ok_or_else(|| Error::parameter("cursor", "must be one that the `Link` header of a page had"))
+    }
+
+    /// For a query: the time and the id.
+    fn place(&self) -> (DateTime<Utc>, &str) {
+        (self.created_at, &self.id)
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}_{}", self.created_at.timestamp_micros(), self.id)
+    }
 }
 
 /// The value of a `Link` header that leads to the page after `cursor`.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::app::{RECORD, TestApp, eventually, gzip, problem};
 use crate::exports::{files_below, stored};
-use crate::extracts::{EXTRACTS, create, data, send};
+use crate::extracts::{EXTRACTS, create, data, next_page, send};
 
 const HIT: &str = r#"{"task":"megablast","sample_id":"S1","qseqid":"q","qlen":9,"sseqid":"s","stitle":"t","length":9,"pident":99.5,"evalue":1e-40,"bitscore":17,"sscinames":"n","staxids":"1","rank":"r"}"#;
 
@@ -594,4 +594,21 @@ async fn a_schedule_runs_once_over_all_replicas_and_makes_up_for_a_missed_tick_o
     assert_eq!(runs().await, 2);
     look_at("2026-03-21T10:00:00Z").await;
     assert_eq!(runs().await, 3);
+}
+
+#[tokio::test]
+async fn pages_of_runs_go_on_where_they_were_also_when_the_run_there_is_gone() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    let extract = create(&app, &json!({"name": "n"})).await;
+    for _ in 0..3 {
+        assert_eq!(start(&app, &extract, "?wait").await.status(), 202);
+    }
+    let first = app.request("GET", "/api/data/extract_runs?limit=2").send().await.expect("answer");
+    let next = next_page(&first);
+    let page = data(&first.json().await.expect("JSON"));
+    let forget = format!("DELETE FROM extract_runs WHERE id = '{}'", page[1]["id"].as_str().expect("id"));
+    sqlx::query(sqlx::AssertSqlSafe(forget)).execute(&app.pool).await.expect("delete");
+    assert_eq!(data(&app.get(&next).await).as_array().expect("page").len(), 1);
+    let answer = app.request("GET", "/api/data/extract_runs?cursor=run_none").send().await.expect("answer");
+    assert_eq!(problem(answer, 422).await["errors"][0]["field"], "cursor");
 }

@@ -142,6 +142,32 @@ async fn extracts_are_listed_page_by_page() {
     assert_eq!(names(&data(&app.get(next).await)), ["a"]);
 }
 
+/// The address of the page behind one.
+pub fn next_page(answer: &reqwest::Response) -> String {
+    let next = answer.headers()["link"].to_str().expect("link");
+    next.trim_start_matches('<').split('>').next().expect("address").to_owned()
+}
+
+#[tokio::test]
+async fn pages_go_on_where_they_were_also_when_the_extract_there_is_gone() {
+    let app = TestApp::start().await;
+    for name in ["a", "b", "c"] {
+        create(&app, &json!({"name": name})).await;
+    }
+    let first = app.request("GET", &format!("{EXTRACTS}?limit=2")).send().await.expect("answer");
+    let next = next_page(&first);
+    let last = data(&first.json().await.expect("JSON"))[1].clone();
+    let path = format!("{EXTRACTS}/{}", last["id"].as_str().expect("id"));
+    assert_eq!(app.request("DELETE", &path).send().await.expect("answer").status(), 204);
+    assert_eq!(data(&app.get(&next).await)[0]["name"], "a");
+    for cursor in
+        ["nonsense", "extract_k4mzq2x7ahd3wq5b", "99999999999999999999_extract_x", "9223372036854775807_x", "_"]
+    {
+        let answer = app.request("GET", &format!("{EXTRACTS}?cursor={cursor}")).send().await.expect("answer");
+        assert_eq!(problem(answer, 422).await["errors"][0]["field"], "cursor", "{cursor}");
+    }
+}
+
 #[tokio::test]
 async fn a_reader_may_look_but_not_change_or_run() {
     let hash = data_encoding::HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest("ann"));
