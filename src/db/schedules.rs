@@ -21,6 +21,22 @@ pub async fn last_tick(pool: &PgPool, name: &str, now: DateTime<Utc>) -> Result<
     Ok(tick.bind(name).fetch_one(pool).await?)
 }
 
+/// A schedule was changed: what was due before `now` counts as acted upon, and what is due from then on is made up for.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn change(connection: &mut PgConnection, name: &str, now: DateTime<Utc>) -> Result<()> {
+    sqlx::query(
+        "-- schedules.change
+        INSERT INTO schedules (name, last_tick) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET last_tick = $2",
+    )
+    .bind(name)
+    .bind(now)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Forgets a schedule: one of that name begins anew.
 ///
 /// # Errors

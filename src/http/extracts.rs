@@ -239,7 +239,7 @@ pub async fn update_extract(
     })?;
     if is_rescheduled(&before, &config) {
         // What it missed while it did not run by itself, it shall not make up for.
-        schedules::forget(&mut transaction, &extract::schedule_name(&id)).await?;
+        schedules::change(&mut transaction, &extract::schedule_name(&id), Utc::now()).await?;
     }
     transaction.commit().await?;
     Ok(([(ETAG, tag(changed.version))], Success::of(body(changed)?)))

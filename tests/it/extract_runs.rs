@@ -4,6 +4,7 @@ use std::io::Read;
 use std::process::Command;
 use std::time::Duration;
 
+use chrono::{TimeDelta, Utc};
 use nvd_support_car::db::jobs::Lease;
 use nvd_support_car::export::Target;
 use nvd_support_car::export::zip::{Entry, store};
@@ -590,10 +591,28 @@ async fn a_schedule_runs_once_over_all_replicas_and_makes_up_for_a_missed_tick_o
         let change = json!({"schedule_enabled": enabled, "version": version});
         assert_eq!(send(&app, "PUT", &path, &change).await.status(), 200);
     }
-    look_at("2026-03-20T18:00:00Z").await;
+    let now = Utc::now();
+    look_at(&now.to_rfc3339()).await;
     assert_eq!(runs().await, 2);
-    look_at("2026-03-21T10:00:00Z").await;
+    look_at(&(now + TimeDelta::days(1)).to_rfc3339()).await;
     assert_eq!(runs().await, 3);
+}
+
+#[tokio::test]
+async fn a_schedule_that_was_changed_makes_up_for_a_tick_that_nobody_saw() {
+    let app = TestApp::with(&[("export.slots", "0"), ("export.export_interval_hours", "0")]).await;
+    let extract = create(&app, &json!({"name": "n", "schedule": "0 5 * * *", "schedule_enabled": true})).await;
+    let now = Utc::now();
+    let schedules = || schedule::Schedules::new(schedule::all(&app.app).expect("schedules"));
+    let running = schedules();
+    running.run_due(&app.app, now).await;
+    let path = format!("{EXTRACTS}/{}", extract["id"].as_str().expect("id"));
+    let changed = send(&app, "PUT", &path, &json!({"schedule": "0 6 * * *", "version": 1})).await;
+    assert_eq!(changed.status(), 200);
+    running.run_due(&app.app, now + TimeDelta::seconds(1)).await;
+    // Down at the next tick.
+    schedules().run_due(&app.app, now + TimeDelta::days(2)).await;
+    assert_eq!(app.count("extract_runs").await, 1);
 }
 
 #[tokio::test]
