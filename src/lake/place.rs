@@ -132,6 +132,13 @@ impl Place<'_> {
                 self.url(dataset)
             )));
         }
+        if wish.choice.from.is_some() || wish.choice.to.is_some() {
+            return Err(Error::Conflict(format!(
+                "{} {why}, and all of it would be replaced by the partitions of that time: run without `--date`, `from` \
+                 and `to`",
+                self.url(dataset)
+            )));
+        }
         Ok((new, Found::Foreign(files)))
     }
 

@@ -422,6 +422,29 @@ async fn what_somebody_else_has_written_is_not_touched_without_overwrite() {
 }
 
 #[tokio::test]
+async fn what_is_cut_in_another_way_is_not_replaced_by_the_rows_of_one_day() {
+    let app = TestApp::start().await;
+    store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
+    store_at(&app, "S2", 5, "2026-01-02T12:00:00Z").await;
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    let before = lake.bytes();
+    let dataset = app.app.datasets.get("gottcha2").expect("dataset");
+    let from = |day: &str| ExportSpec { from: day.parse().ok(), ..ExportSpec::default() };
+    let wish = |partitioning: &Partitioning, spec: &ExportSpec| {
+        Wish::new(dataset, spec, partitioning, true, &app.app.config.export).expect("wish")
+    };
+    let monthly = Lake::new(&json!({"temporal": "year,month"})).partitioning;
+    let second = from("2026-01-02T00:00:00Z");
+    let refused = lake.run(&app, &wish(&monthly, &second)).await.expect_err("refused");
+    assert!(matches!(&refused, Error::Conflict(reason) if reason.contains("all of it would be replaced")), "{refused}");
+    assert!(lake.bytes() == before, "something was replaced");
+    // Cut in the same way, a day is a part of it.
+    lake.run(&app, &wish(&lake.partitioning, &second)).await.expect("a run");
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+}
+
+#[tokio::test]
 async fn files_of_others_with_the_names_of_the_catalogue_are_not_overwritten() {
     let app = TestApp::start().await;
     store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
