@@ -207,6 +207,10 @@ impl Dataset {
         for (what, text) in [("title", &written.title), ("description", &written.description)] {
             check.that(!text.trim().is_empty(), || format!("{what} is empty"));
         }
+        // It stands in comments of SQL and in lines of tables.
+        check.that(!written.title.contains(char::is_control), || {
+            "title has a line break or another control character".to_owned()
+        });
         check.that(!written.columns.is_empty(), || "has no columns".to_owned());
         let columns: Vec<Column> = written.columns.into_iter().map(|column| check.column(column)).collect();
         let lookup = check.lookup(&columns);

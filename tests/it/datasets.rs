@@ -168,3 +168,12 @@ async fn the_list_names_all_datasets_and_their_columns() {
     assert_eq!(detail["table"], "gottcha2_full");
     assert!(detail["columns"].as_array().expect("columns").len() > 45);
 }
+
+#[test]
+fn a_title_of_several_lines_is_refused_since_it_stands_in_comments_of_sql() {
+    for title in ["Kraken2\\nDROP TABLE x; --", "a\\rb", "a\\u0000b"] {
+        let folder = folder(&DEFINITION.replace("Kraken2 report", title));
+        let mistakes = Datasets::load(Some(folder.path())).expect_err("refused");
+        assert!(mistakes.len() == 1 && mistakes[0].reason.contains("title"), "{title}: {mistakes:?}");
+    }
+}
