@@ -211,9 +211,10 @@ fn macros(manifest: &Manifest) -> String {
     let prefix = &manifest.dataset;
     let samples = if has(manifest, "sample_id") { ", count(DISTINCT sample_id) AS samples" } else { "" };
     let mut text = day(manifest).map_or_else(String::new, |day| {
+        // DuckDB would take `stored_on` for the column of that name, where the dataset has one.
         format!(
             "CREATE OR REPLACE MACRO {prefix}_per_day() AS TABLE\n    SELECT {day} AS stored_on, count(*) AS rows{samples} \
-             FROM {table} GROUP BY stored_on ORDER BY stored_on;\n"
+             FROM {table} GROUP BY ALL ORDER BY ALL;\n"
         )
     });
     let Some((taxon, name, hits)) = taxa(manifest) else { return text };

@@ -625,6 +625,16 @@ async fn macros_count_days_in_utc_wherever_their_reader_is() {
 }
 
 #[tokio::test]
+async fn the_macro_that_counts_days_groups_by_them_also_where_a_column_has_its_name() {
+    let app = TestApp::start().await;
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    let script = std::fs::read_to_string(lake.folder.path().join("duckdb.sql")).expect("script");
+    // DuckDB takes a name for a column before it takes it for what is selected. A test with DuckDB itself is in lake_readers.
+    assert!(!script.contains("GROUP BY stored_on"), "{script}");
+}
+
+#[tokio::test]
 async fn a_place_below_a_folder_that_readers_take_for_a_partition_is_refused() {
     let app = TestApp::start().await;
     store_at(&app, "S1", 3, "2026-01-01T12:00:00Z").await;

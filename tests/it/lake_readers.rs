@@ -25,7 +25,8 @@ const MARKS: &str = "name = 'marks'\ntable = 'marks'\ntitle = 'Marks'\ndescripti
     [[columns]]\nname = 'sample_id'\nkind = 'text'\nrequired = true\ndescription = 'x'\n\
     [[columns]]\nname = 'note'\nkind = 'text'\ndescription = 'x'\n\
     [[columns]]\nname = 'n'\nkind = 'int'\ndescription = 'x'\n\
-    [[columns]]\nname = 'is_good'\nkind = 'bool'\ndescription = 'x'\n";
+    [[columns]]\nname = 'is_good'\nkind = 'bool'\ndescription = 'x'\n\
+    [[columns]]\nname = 'stored_on'\nkind = 'text'\ndescription = 'x'\n";
 
 async fn store(app: &TestApp, sample: &str, day: &str, note: Option<&str>) {
     let mut record = json!({"sample_id": sample, "taxid": "3052462", "name": "Orthoebolavirus", "read_count": 513});
