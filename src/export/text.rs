@@ -107,6 +107,13 @@ impl Rows {
                         }
                         cells.write_csv(&mut self.text, row, &mut self.moment)?;
                     }
+                    // Readers skip an empty line. Of text it has to stay: what is quoted is the empty text.
+                    if let [cells] = columns.as_slice()
+                        && cells.is_null(row)
+                        && !matches!(cells, Cells::Text(_))
+                    {
+                        self.text.extend_from_slice(b"\"\"");
+                    }
                     self.text.extend_from_slice(b"\r\n");
                 }
                 _ => {

@@ -275,6 +275,28 @@ async fn text_is_compressed_by_gzip_unless_told_since_everybody_opens_that() {
 }
 
 #[tokio::test]
+async fn a_csv_file_of_one_column_has_a_line_that_readers_see_for_each_null() {
+    let app = TestApp::start().await;
+    let row = |more: Value| {
+        let mut row: Value = serde_json::from_str(crate::app::RECORD).expect("JSON");
+        row.as_object_mut().expect("object").extend(more.as_object().expect("object").clone());
+        format!("{row}\n")
+    };
+    let rows = [json!({}), json!({"genome_size": 5, "depth": 0.5, "note": "n", "unknown": 1}), json!({"note": ""})];
+    app.store("/ingest-gottcha2", rows.map(row).concat()).await;
+    let text = async |columns: &[&str]| {
+        let wish = json!({"table": "gottcha2", "format": "csv", "compression": "none", "columns": columns});
+        String::from_utf8(app.download(&app.export(wish).await).await).expect("UTF-8")
+    };
+    assert_eq!(text(&["genome_size"]).await, "genome_size\r\n\"\"\r\n5\r\n\"\"\r\n");
+    assert_eq!(text(&["depth"]).await, "depth\r\n\"\"\r\n0.5\r\n\"\"\r\n");
+    assert_eq!(text(&["extra"]).await, "extra\r\n\"\"\r\n\"{\"\"unknown\"\": 1}\"\r\n\"\"\r\n");
+    // Of text that is the empty one, which is no null.
+    assert_eq!(text(&["note"]).await, "note\r\n\r\nn\r\n\"\"\r\n");
+    assert_eq!(text(&["depth", "genome_size"]).await, "depth,genome_size\r\n,\r\n0.5,5\r\n,\r\n");
+}
+
+#[tokio::test]
 async fn text_compressed_by_zstd_is_one_frame_since_some_readers_stop_after_the_first() {
     let app = TestApp::with(&[("export.batch_size", "1000")]).await;
     app.store("/ingest-gottcha2", gzip(format!("{}\n", crate::app::RECORD).repeat(5_000))).await;
