@@ -119,7 +119,10 @@ pub struct Asked<'a> {
 pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewExport<'_>) -> Result<Job> {
     let (job, export) = (Uuid::now_v7(), Uuid::now_v7());
     let work = Work::Export { export_id: export, retention_hours: new.retention_hours, notify: new.notify.to_vec() };
-    let spec = stored(new.spec)?;
+    // As it is configured now: the catalogue says how the export is compressed, also when that has changed.
+    let usual = app.config.export.compression.of_files(new.spec.format);
+    let spec = ExportSpec { compression: new.spec.compression.or(Some(usual)), ..new.spec.clone() };
+    let spec = stored(&spec)?;
     let job = NewJob {
         id: job,
         kind: work.kind(),

@@ -275,6 +275,18 @@ async fn text_is_compressed_by_gzip_unless_told_since_everybody_opens_that() {
 }
 
 #[tokio::test]
+async fn an_export_keeps_the_compression_with_which_it_was_made() {
+    let app = TestApp::with(&[("export.compression", "snappy")]).await;
+    for format in ["parquet", "csv"] {
+        let export = app.export(json!({"table": "stast", "format": format})).await;
+        let id = export["id"].as_str().expect("id");
+        let stored: Option<String> =
+            app.scalar(&format!("SELECT spec->>'compression' FROM exports WHERE id = '{id}'")).await;
+        assert_eq!(json!(stored), export["compression"], "{export}");
+    }
+}
+
+#[tokio::test]
 async fn a_csv_file_of_one_column_has_a_line_that_readers_see_for_each_null() {
     let app = TestApp::start().await;
     let row = |more: Value| {
