@@ -18,7 +18,9 @@ const EXPECTED: &str = "must be a date such as 2026-01-31, or a time such as 202
 #[schema(example = json!({"date_from": "2026-01-01", "date_to": "2026-01-31", "sample_id": "SRR12689945"}))]
 #[expect(dead_code, reason = "describes the JSON that `ExportSpec::filter_by` reads")]
 pub struct RowFilter {
-    /// Rows stored then or later: a time, or a date for the beginning of that day in UTC.
+    /// Rows stored then or later: a time, or a date for the beginning of that day in UTC. The time of a row is when storing
+    /// it began, and it is seen when that has ended: to ask for what is new, let ranges overlap by the longest upload and
+    /// drop what comes twice by `submission_id` and `ordinal`, or use a partitioned dataset, which goes by submissions.
     #[schema(nullable = false)]
     date_from: Option<String>,
     /// Rows stored before that time; with a date, until the end of that day in UTC.

@@ -42,7 +42,9 @@ pub struct ExportSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub row_limit: Option<u64>,
-    /// Rows stored at that time or later.
+    /// Rows stored at that time or later. The time of a row is when storing it began, and it is seen when that has ended: to
+    /// ask for what is new, let ranges overlap by the longest upload and drop what comes twice by `submission_id` and
+    /// `ordinal` (`service_columns`), or use a partitioned dataset, which goes by submissions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<DateTime<Utc>>,
     /// Rows stored before that time.

@@ -45,7 +45,7 @@ pub struct SubmissionBody {
     /// The name of the access token that sent it.
     #[schema(example = "htcondor")]
     client: String,
-    /// When it was stored.
+    /// When storing it began.
     created_at: DateTime<Utc>,
 }
 
@@ -82,7 +82,8 @@ pub struct ListQuery {
     sample_id: Option<String>,
     /// Of that run.
     run_id: Option<String>,
-    /// Stored at that time or later (RFC 3339).
+    /// Stored at that time or later (RFC 3339). What counts is when storing began, and a submission is seen when that has
+    /// ended: to ask for what is new, go back by the longest upload and drop what comes twice by `submission_id`.
     since: Option<DateTime<Utc>>,
     /// At most so many, 100 unless told.
     #[param(minimum = 1, maximum = 1000)]
