@@ -1,19 +1,22 @@
 //! JSON that is not one object a line: a list of objects, one object after the other, or an object around one list, as
 //! reports are. Read as it comes: only one row is held at a time.
 
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::{self, Read};
 use std::rc::Rc;
 
-use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use crate::dataset::Fault;
 use crate::error::{Error, Result};
+use crate::send::content::LIMITS;
+
+/// Bytes that are read at once.
+const BUFFER: usize = 256 * 1024;
 
 /// Where the rows of a document are.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,18 +27,20 @@ pub enum Shape {
     Around {
         /// The field with the list.
         list: String,
-        /// The other fields.
-        others: Map<String, Value>,
+        /// The other fields, each with its value as it is written: a number of JSON may have more digits than any type.
+        others: BTreeMap<String, String>,
     },
 }
 
 /// Finds out where the rows are.
 ///
 /// # Errors
-/// Text that is no JSON, an object with several lists of objects.
+/// Text that is no JSON, an object with several lists of objects, or with more around them than a line may have.
 pub fn survey(text: impl Read) -> Result<Shape> {
-    let (mut deserializer, _) = deserializer(text);
-    let fields = match Surveyed.deserialize(&mut deserializer).map_err(fault)? {
+    let tape = Rc::new(RefCell::new(Tape::default()));
+    let text = Taped { text: io::BufReader::with_capacity(BUFFER, text), tape: Rc::clone(&tape) };
+    let mut deserializer = serde_json::Deserializer::from_reader(text);
+    let fields = match Surveyed(tape).deserialize(&mut deserializer).map_err(fault)? {
         Seen::Fields(fields) if deserializer.end().is_ok() => fields,
         _ => return Ok(Shape::Values),
     };
@@ -81,7 +86,7 @@ pub fn rows(text: impl Read, shape: &Shape, each: impl FnMut(u64, &str) -> Resul
 
 fn deserializer<R: Read>(text: R) -> (serde_json::Deserializer<serde_json::de::IoRead<Counted<R>>>, Rc<Cell<u64>>) {
     let line = Rc::new(Cell::new(1));
-    let counted = Counted { text: io::BufReader::with_capacity(256 * 1024, text), line: Rc::clone(&line) };
+    let counted = Counted { text: io::BufReader::with_capacity(BUFFER, text), line: Rc::clone(&line) };
     (serde_json::Deserializer::from_reader(counted), line)
 }
 
@@ -117,11 +122,11 @@ fn fault(error: serde_json::Error) -> Error {
 /// The first value of a document.
 enum Seen {
     /// An object; a list of objects has no value.
-    Fields(Vec<(String, Option<Value>)>),
+    Fields(Vec<(String, Option<String>)>),
     Other,
 }
 
-struct Surveyed;
+struct Surveyed(Rc<RefCell<Tape>>);
 
 impl<'de> DeserializeSeed<'de> for Surveyed {
     type Value = Seen;
@@ -145,77 +150,74 @@ impl<'de> Visitor<'de> for Surveyed {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Seen, A::Error> {
         let mut fields = Vec::new();
         while let Some(name) = map.next_key()? {
-            fields.push((name, map.next_value_seed(Look { in_list: false })?));
+            self.0.borrow_mut().begin();
+            map.next_value::<IgnoredAny>()?;
+            fields.push((name, self.0.borrow_mut().end()));
         }
         Ok(Seen::Fields(fields))
     }
 }
 
-/// Looks at a field of an object around rows, or at an element of a list in it. What holds rows is passed over, and gives
-/// nothing: an object in a list, a list of objects, an empty list.
-#[derive(Clone, Copy)]
-struct Look {
-    in_list: bool,
+/// The bytes of a field's value as they are read. The parser knows numbers by their value only.
+#[derive(Default)]
+struct Tape {
+    is_on: bool,
+    /// From the colon on.
+    value: Vec<u8>,
+    /// Bytes of all values.
+    bytes: usize,
 }
 
-impl<'de> DeserializeSeed<'de> for Look {
-    type Value = Option<Value>;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<Value>, D::Error> {
-        deserializer.deserialize_any(self)
+impl Tape {
+    fn begin(&mut self) {
+        (self.is_on, self.value) = (true, Vec::new());
+    }
+
+    /// The value; nothing where it holds rows, of which the beginning is enough.
+    fn end(&mut self) -> Option<String> {
+        self.is_on = false;
+        let value = self.value.strip_prefix(b":").filter(|_| !self.holds_rows())?;
+        // What comes behind a number was read too.
+        let mut values = serde_json::Deserializer::from_slice(value).into_iter::<&RawValue>();
+        Some(values.next()?.ok()?.get().to_owned())
+    }
+
+    /// A list of objects, or an empty one.
+    fn holds_rows(&self) -> bool {
+        [&b":[{"[..], b":[]"].contains(&self.value.as_slice())
+    }
+
+    fn put(&mut self, byte: u8) {
+        let is_before = matches!(self.value.as_slice(), b"" | b":" | b":[") && byte.is_ascii_whitespace();
+        if self.is_on && !is_before && !self.holds_rows() {
+            self.value.push(byte);
+            self.bytes += 1;
+        }
     }
 }
 
-impl<'de> Visitor<'de> for Look {
-    type Value = Option<Value>;
+/// A text that is laid on a tape. The parser reads byte by byte, and so not beyond the value.
+struct Taped<R> {
+    text: io::BufReader<R>,
+    tape: Rc<RefCell<Tape>>,
+}
 
-    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("a value")
-    }
-    fn visit_unit<E>(self) -> Result<Option<Value>, E> {
-        Ok(Some(Value::Null))
-    }
-    fn visit_bool<E>(self, value: bool) -> Result<Option<Value>, E> {
-        Ok(Some(value.into()))
-    }
-    fn visit_i64<E>(self, value: i64) -> Result<Option<Value>, E> {
-        Ok(Some(value.into()))
-    }
-    fn visit_u64<E>(self, value: u64) -> Result<Option<Value>, E> {
-        Ok(Some(value.into()))
-    }
-    fn visit_f64<E>(self, value: f64) -> Result<Option<Value>, E> {
-        Ok(Some(value.into()))
-    }
-    fn visit_str<E>(self, value: &str) -> Result<Option<Value>, E> {
-        Ok(Some(value.into()))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<Value>, A::Error> {
-        if self.in_list {
-            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-            return Ok(None);
+impl<R: Read> Read for Taped<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.text.read(buffer)?;
+        let mut tape = self.tape.borrow_mut();
+        buffer[..count].iter().for_each(|byte| tape.put(*byte));
+        if tape.bytes > LIMITS.line {
+            return Err(io::Error::other(LIMITS.line_too_long()));
         }
-        Map::deserialize(MapAccessDeserializer::new(map)).map(|fields| Some(Value::Object(fields)))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Option<Value>, A::Error> {
-        if self.in_list {
-            return Vec::deserialize(SeqAccessDeserializer::new(seq)).map(|values| Some(Value::Array(values)));
-        }
-        let mut values = Vec::new();
-        let mut has_rows = false;
-        while let Some(element) = seq.next_element_seed(Self { in_list: true })? {
-            has_rows |= element.is_none();
-            values.extend(element);
-        }
-        Ok((!has_rows && !values.is_empty()).then_some(Value::Array(values)))
+        Ok(count)
     }
 }
 
 /// Walks over a document, and hands rows over.
 struct Walk<'w, E> {
     list: Option<&'w str>,
-    others: Option<&'w Map<String, Value>>,
+    others: Option<&'w BTreeMap<String, String>>,
     line: Rc<Cell<u64>>,
     each: E,
     row: String,
@@ -301,5 +303,20 @@ impl<'de, E: FnMut(u64, &str) -> Result<()>> DeserializeSeed<'de> for Rows<'_, '
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_seq(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_around_rows_is_no_longer_than_a_line() {
+        let tape = Rc::new(RefCell::new(Tape { is_on: true, bytes: LIMITS.line - 1, ..Tape::default() }));
+        let mut taped = Taped { text: io::BufReader::new(&b"12"[..]), tape };
+        let mut byte = [0];
+        assert_eq!(taped.read(&mut byte).expect("the last that fits"), 1);
+        let error = taped.read(&mut byte).expect_err("too much").downcast::<Error>().expect("an error of ours");
+        assert!(matches!(error, Error::TooLarge { .. }));
     }
 }

@@ -184,7 +184,7 @@ fn every_form_and_compression_holds_the_same_rows() {
     }
     for (name, rows) in seen {
         // What stands around the rows belongs to each of them, and no definition knows it here.
-        let rest = if name == "b.json" { " extra={\"made\":{\"by\":1},\"version\":2}" } else { "" };
+        let rest = if name == "b.json" { " extra={\"made\":{\"by\": 1},\"version\":2}" } else { "" };
         let expected = [format!("sample_id=S1 read_count=7 note=a, b{rest}"), format!("sample_id=S2 note=plain{rest}")];
         assert_eq!(rows, expected, "{name}");
     }
@@ -862,4 +862,24 @@ fn numbers_and_times_that_a_kind_would_change_are_text_and_where_a_kind_is_given
         "{:?}",
         desk.rows("e")
     );
+}
+
+#[test]
+fn numbers_around_a_list_of_rows_stay_as_they_are_written() {
+    let desk = Desk::new();
+    let around = "\"big\": 18446744073709551616, \"frac\":0.12345678901234567890,\n\
+                  \"nested\":{\"n\":123456789012345678901234567890}, \"some\" : [ 1e-400, \" ]\" ], \"text\": \" a,b\"";
+    let file = desk.file("d_20251028.json", format!("{{{around}, \"rows\": [ {{\"a\": 1}}, {{\"a\": 2}}]}}"));
+    desk.good(&[&file]);
+    let rows = desk.rows("d");
+    let expected = "big=18446744073709551616 frac=0.12345678901234567890 \
+                    nested={\"n\":123456789012345678901234567890} some=[1e-400, \" ]\" ] text= a,b";
+    assert_eq!(rows.len(), 2);
+    for (number, row) in (1..).zip(&rows) {
+        assert!(row.ends_with(&format!(": {expected} a={number}")), "{row}");
+    }
+    // As in rows, one beyond a double is told by its field.
+    let huge = desk.file("d_20251029.json", "{\"huge\": 1e400,\n\"rows\": [{\"a\": 1}]}");
+    let (_, _, errors) = desk.convert(&[&huge]);
+    assert!(errors.contains("d_20251029.json:2: huge: number out of range"), "{errors}");
 }
