@@ -9,9 +9,9 @@ use crate::send::files;
 /// One file.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// Its name as it was given.
+    /// Its name as it was given, which tells its day, its dataset and its form.
     pub name: String,
-    /// Where it lies.
+    /// Where it lies, which a link leads to.
     pub path: PathBuf,
     /// Its size as it is.
     pub bytes: u64,
@@ -85,7 +85,7 @@ impl Input {
         if metadata.is_dir() {
             return Err(std::io::Error::other("it is a folder: name its files, such as 'FOLDER/*.csv'"));
         }
-        let date = date(&file_name(&path)).map(|(_, _, date)| date);
+        let date = date(&file_name(name)).map(|(_, _, date)| date);
         let changed: DateTime<Utc> = metadata.modified()?.into();
         Ok(Self {
             name: name.to_owned(),
@@ -106,7 +106,7 @@ impl Input {
     /// The name of a dataset for files of its kind: its own name without date and endings.
     #[must_use]
     pub fn stem(&self) -> String {
-        let name = file_name(&self.path);
+        let name = file_name(&self.name);
         let name = match date(&name) {
             Some((start, end, _)) => format!("{}{}", &name[..start], &name[end..]),
             None => name,
@@ -115,8 +115,8 @@ impl Input {
     }
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+fn file_name(name: &str) -> String {
+    Path::new(name).file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The last date that stands by itself in a name, as 20251028, 2025-10-28 or 2025_10_28, and where it stands.

@@ -47,7 +47,7 @@ impl Source {
     /// A file that cannot be read, or that is of no known form.
     pub fn open(input: &Input) -> Result<Self> {
         let content = open(input)?;
-        let name = input.path.to_string_lossy().to_ascii_lowercase();
+        let name = input.name.to_ascii_lowercase();
         let name = [".gz", ".zst"].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);
         let form = match name.rsplit_once('.').map(|(_, ending)| ending) {
             Some("csv") => Form::Csv,

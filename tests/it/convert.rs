@@ -883,3 +883,21 @@ fn numbers_around_a_list_of_rows_stay_as_they_are_written() {
     let (_, _, errors) = desk.convert(&[&huge]);
     assert!(errors.contains("d_20251029.json:2: huge: number out of range"), "{errors}");
 }
+
+#[test]
+fn a_link_has_its_own_name_and_day_and_is_the_file_that_it_leads_to() {
+    let desk = Desk::new();
+    let target = desk.file("work/ab/out_20200101", "n\n1\n");
+    fs::create_dir(desk.path("results")).expect("folder");
+    let link = desk.path("results/report_20260102.csv");
+    std::os::unix::fs::symlink(&target, &link).expect("link");
+    let pattern = desk.path("results/report_*.csv").to_str().expect("UTF-8").to_owned();
+    desk.good(&[&pattern]);
+    assert_eq!(desk.rows("report"), ["year=2026/month=01/day=02: n=1"]);
+    // Through another link it is the same file.
+    let other = desk.path("results/report_20260102.tsv");
+    std::os::unix::fs::symlink(&target, &other).expect("link");
+    fs::write(&target, "n\n2\n").expect("change");
+    desk.good(&[other.to_str().expect("UTF-8")]);
+    assert_eq!(desk.rows("report"), ["year=2026/month=01/day=02: n=2"]);
+}
