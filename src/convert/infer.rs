@@ -10,7 +10,7 @@ use super::source::Source;
 use crate::config::Level;
 use crate::dataset::definition::{RESERVED_PARAMETERS, SERVICE_COLUMNS};
 use crate::dataset::kind::parse_timestamp;
-use crate::dataset::{Cell, Dataset, Fault, Kind};
+use crate::dataset::{Cell, Dataset, Fault, Kind, Mistake};
 use crate::error::{Error, Result};
 use crate::lake::manifest::ColumnNote;
 
@@ -21,6 +21,7 @@ const LONGEST: usize = 40;
 #[derive(Debug, Default, Clone)]
 pub struct Profile {
     columns: Vec<(String, Option<Sorts>)>,
+    /// Their positions by their names, in lower case too: fields are found whatever their case.
     positions: HashMap<String, usize>,
     /// The names that columns of earlier files have, by what the new files call them.
     names: HashMap<String, String>,
@@ -75,6 +76,12 @@ impl Profile {
         self.see(column, sort_of_cell(value), false);
     }
 
+    /// Whether no column was seen.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.columns.is_empty()
+    }
+
     /// Takes the columns of earlier files into account: their kinds have a say, and their names stay theirs. In the new
     /// files each is found by its name, else by its header, else by what would become its name and is no other's header.
     pub fn remember(&mut self, earlier: &[&ColumnNote]) {
@@ -108,15 +115,19 @@ impl Profile {
         columns.filter(|original| !self.names.contains_key(*original)).find(|original| is_it(original))
     }
 
+    /// The position of a column that is not called so yet.
+    fn place(&mut self, name: &str) -> usize {
+        let lower = name.to_ascii_lowercase();
+        let position = self.positions.get(&lower).copied().unwrap_or(self.columns.len());
+        if position == self.columns.len() {
+            self.columns.push((name.to_owned(), None));
+        }
+        self.positions.extend([(lower, position), (name.to_owned(), position)]);
+        position
+    }
+
     fn see(&mut self, name: &str, sorts: Option<Sorts>, is_json: bool) {
-        let position = match self.positions.get(name) {
-            Some(&position) => position,
-            None => {
-                self.positions.insert(name.to_owned(), self.columns.len());
-                self.columns.push((name.to_owned(), None));
-                self.columns.len() - 1
-            }
-        };
+        let position = self.positions.get(name).copied().unwrap_or_else(|| self.place(name));
         let held = &mut self.columns[position].1;
         *held = match (*held, sorts) {
             (Some(one), Some(other)) => {
@@ -126,9 +137,20 @@ impl Profile {
         };
     }
 
-    /// The definition, as TOML.
-    #[must_use]
-    pub fn definition(&self, name: &str) -> String {
+    /// The definition, and the TOML that it is read from.
+    ///
+    /// # Errors
+    /// Columns whose names a definition does not take, or none.
+    pub fn definition(&self, name: &str) -> Result<(Dataset, String)> {
+        let text = self.to_toml(name);
+        let mistakes = |mistakes: Vec<Mistake>| {
+            let reasons: Vec<String> = mistakes.into_iter().map(|mistake| mistake.reason).collect();
+            Error::Body(format!("makes no definition: {}", reasons.join("; ")))
+        };
+        Ok((Dataset::parse(name, &text).map_err(mistakes)?, text))
+    }
+
+    fn to_toml(&self, name: &str) -> String {
         let quoted = |text: &str| toml::Value::from(text).to_string();
         let mut text = format!(
             "name = {0}\ntable = {0}\ntitle = {0}\ndescription = \"Told from files\"\n",
@@ -450,8 +472,7 @@ mod tests {
         }
         let mut profile = Profile::default();
         ["A b", "a_b", "format", "ordinal", "Reads"].iter().for_each(|name| profile.see(name, None, false));
-        let toml = profile.definition("2025 report");
-        let dataset = Dataset::parse("inferred", &toml).expect(&toml);
+        let (dataset, _) = profile.definition("2025 report").expect("definition");
         assert_eq!(dataset.name, "c_2025_report");
         assert_eq!(dataset.position("A b"), Some(0));
     }

@@ -205,8 +205,8 @@ async fn group(
     dataset.save().await
 }
 
-/// The definition that files tell. Those that cannot be read, or that contradict earlier ones, are refused, and go out of
-/// the list.
+/// The definition that files tell. Those that cannot be read, that contradict earlier ones, or that make none by themselves
+/// are refused, and go out of the list.
 async fn told_from(
     wish: &Wish,
     name: &str,
@@ -228,6 +228,9 @@ async fn told_from(
             let mut alone = seen.clone();
             complete(&mut alone);
             alone.remembered().try_for_each(|(column, kind)| dataset.check_kind(column, kind))?;
+            if !alone.is_empty() {
+                alone.definition(name)?;
+            }
             Ok(seen)
         });
         match allowed {
@@ -239,14 +242,13 @@ async fn told_from(
         }
     }
     complete(&mut profile);
-    let text = profile.definition(name);
-    let definition = Dataset::parse(name, &text).map_err(Error::Definitions);
-    if definition.is_ok() && !files.is_empty() {
+    let definition = profile.definition(name);
+    if let Some((_, text)) = definition.as_ref().ok().filter(|_| !files.is_empty()) {
         let told =
             format!("# {name}: told from {} files; save it, and name it with --schema, to say more", files.len());
         (telling.tell)(News::Result(format!("{told}\n{text}")));
     }
-    Ok(definition.map(Arc::new))
+    Ok(definition.map(|(definition, _)| Arc::new(definition)))
 }
 
 /// Tells what becomes of files, and counts it.

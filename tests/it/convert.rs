@@ -901,3 +901,26 @@ fn a_link_has_its_own_name_and_day_and_is_the_file_that_it_leads_to() {
     desk.good(&[other.to_str().expect("UTF-8")]);
     assert_eq!(desk.rows("report"), ["year=2026/month=01/day=02: n=2"]);
 }
+
+#[test]
+fn headers_that_differ_in_case_are_one_column_and_a_file_that_makes_no_definition_is_refused_alone() {
+    let desk = Desk::new();
+    let files = [("01", "Sample,Reads\nS1,1\n"), ("02", "sample,reads\nS2,2\n"), ("03", "READS,Sample\n3,S3\n")]
+        .map(|(day, text)| desk.file(&format!("d_202510{day}.csv"), text));
+    desk.good(&[&files[0], &files[1], &files[2]]);
+    let rows: Vec<String> =
+        desk.rows("d").iter().map(|row| row.split_once(": ").expect("row").1.to_owned()).collect();
+    assert_eq!(rows, ["sample=S1 reads=1", "sample=S2 reads=2", "sample=S3 reads=3"]);
+    let good = desk.file("e_20251001.csv", "n\n1\n");
+    let header_only = desk.file("e_20251002.csv", "n\n");
+    let twice = desk.file("e_20251003.csv", "n,N\n1,2\n");
+    let bad = desk.file("e_20251004.csv", "n,ctid\n1,2\n");
+    let (code, told, errors) = desk.convert(&[&good, &header_only, &twice, &bad]);
+    assert_eq!(code, 1);
+    assert!(told.contains("2 files converted, 1 rows") && told.contains("2 failed"), "{told}");
+    let refused: Vec<&str> = errors.lines().collect();
+    assert!(refused.iter().any(|line| line.starts_with(&bad) && line.contains("column `ctid`")), "{errors}");
+    assert!(refused.iter().any(|line| line.starts_with(&twice)), "{errors}");
+    assert!(!errors.contains(&good), "{errors}");
+    assert_eq!(desk.rows("e").len(), 1);
+}
