@@ -17,6 +17,9 @@ use crate::lake::manifest::ColumnNote;
 /// Letters of a name that every part of the service takes.
 const LONGEST: usize = 40;
 
+/// Columns that a dataset has at most, as a table of PostgreSQL. Memory and time grow with them.
+const MOST_COLUMNS: usize = 1600;
+
 /// The columns that were seen, and what their values are.
 #[derive(Debug, Default, Clone)]
 pub struct Profile {
@@ -51,16 +54,21 @@ impl Profile {
     /// Looks at all values of a file.
     ///
     /// # Errors
-    /// A damaged file.
+    /// A damaged file, one of too many columns.
     pub fn of(source: &Source) -> Result<Self> {
         let mut of_cells = Self::default();
         let mut of_json = Self { is_json: true, ..Self::default() };
         source.records(
-            |name, cell| of_cells.see(name, sort_of_cell(cell), false),
+            |name, cell| {
+                of_cells.see(name, sort_of_cell(cell), false);
+                of_cells.check_width()
+            },
             |line, json| {
                 let fields: Fields = serde_json::from_str(json).map_err(|error| not_json(line, &error))?;
-                fields.0.iter().for_each(|(name, value)| of_json.see(name, sort_of_json(value.get()), true));
-                Ok(())
+                fields.0.iter().try_for_each(|(name, value)| {
+                    of_json.see(name, sort_of_json(value.get()), true);
+                    of_json.check_width()
+                })
             },
         )?;
         Ok(if of_cells.columns.is_empty() { of_json } else { of_cells })
@@ -115,6 +123,15 @@ impl Profile {
         columns.filter(|original| !self.names.contains_key(*original)).find(|original| is_it(original))
     }
 
+    fn check_width(&self) -> Result<()> {
+        if self.columns.len() <= MOST_COLUMNS {
+            return Ok(());
+        }
+        Err(Error::Body(format!(
+            "has more than {MOST_COLUMNS} columns: write it as long rows, with one column for their names and one for their values"
+        )))
+    }
+
     /// The position of a column that is not called so yet.
     fn place(&mut self, name: &str) -> usize {
         let lower = name.to_ascii_lowercase();
@@ -140,8 +157,9 @@ impl Profile {
     /// The definition, and the TOML that it is read from.
     ///
     /// # Errors
-    /// Columns whose names a definition does not take, or none.
+    /// Columns whose names a definition does not take, too many or none.
     pub fn definition(&self, name: &str) -> Result<(Dataset, String)> {
+        self.check_width()?;
         let text = self.to_toml(name);
         let mistakes = |mistakes: Vec<Mistake>| {
             let reasons: Vec<String> = mistakes.into_iter().map(|mistake| mistake.reason).collect();

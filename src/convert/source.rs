@@ -117,10 +117,10 @@ impl Source {
     /// Hands the cells of each record to `cells`, or its JSON to `json`, with the number of its line.
     ///
     /// # Errors
-    /// The first fault of the file, what is said of a record.
+    /// The first fault of the file, what is said of a cell or record.
     pub fn records(
         &self,
-        mut cells: impl FnMut(&str, &str),
+        mut cells: impl FnMut(&str, &str) -> Result<()>,
         mut json: impl FnMut(u64, &str) -> Result<()>,
     ) -> Result<()> {
         let mut decoder = self.content.decoder()?;
@@ -128,8 +128,7 @@ impl Source {
             Form::Csv | Form::Tsv => {
                 let delimiter = if self.form == Form::Csv { b',' } else { b'\t' };
                 table::records(Text::new(decoder), delimiter, |_, header, record| {
-                    header.iter().zip(record).for_each(|(name, cell)| cells(name, cell));
-                    Ok(true)
+                    header.iter().zip(record).try_for_each(|(name, cell)| cells(name, cell)).map(|()| true)
                 })
             }
             Form::Jsonl => {

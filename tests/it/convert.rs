@@ -924,3 +924,20 @@ fn headers_that_differ_in_case_are_one_column_and_a_file_that_makes_no_definitio
     assert!(!errors.contains(&good), "{errors}");
     assert_eq!(desk.rows("e").len(), 1);
 }
+
+#[test]
+fn a_file_of_more_columns_than_a_table_may_have_is_refused_alone() {
+    let desk = Desk::new();
+    let cells = |count: usize| (0..count).map(|number| format!("c{number}")).collect::<Vec<_>>().join(",");
+    let most = desk.file("d_20251001.csv", format!("{0}\n{0}\n", cells(1600)));
+    let wide = desk.file("d_20251002.csv", format!("{0}\n{0}\n", cells(20_000)));
+    let ids: Vec<String> = (0..60_000).map(|number| format!("\"id{number}\":{{\"n\":1}}")).collect();
+    let keyed = desk.file("d_20251003.json", format!("{{{}}}", ids.join(",")));
+    let (code, told, errors) = desk.convert(&[&wide, &keyed, &most]);
+    assert_eq!(code, 1);
+    assert!(told.contains("1 files converted, 1 rows") && told.contains("2 failed"), "{errors}");
+    for file in [wide, keyed] {
+        let line = format!("{file}: has more than 1600 columns: write it as long rows");
+        assert!(errors.lines().any(|found| found.starts_with(&line)), "{errors}");
+    }
+}
