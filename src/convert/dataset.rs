@@ -278,7 +278,7 @@ impl<'w> Converted<'w> {
 }
 
 /// Reads a file to its end and writes its rows. After a fault nothing of it is left.
-fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &AtomicBool) -> Result<Taken> {
+fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &Arc<AtomicBool>) -> Result<Taken> {
     let dataset = &ready.plan.dataset;
     let sha256 = data_encoding::HEXLOWER.encode(&file.digest.sha256);
     let notes = [
@@ -309,7 +309,7 @@ fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &Atomi
         max_rows: u64::MAX,
     };
     let mut partitions = Partitions::new(&cut);
-    let rows = Source::open(&file.input)?.rows(&job, |number, row| {
+    let rows = Source::open(&file.input, stop)?.rows(&job, |number, row| {
         if number % LOOK == 0 && stop.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }

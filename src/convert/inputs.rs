@@ -85,6 +85,9 @@ impl Input {
         if metadata.is_dir() {
             return Err(std::io::Error::other("it is a folder: name its files, such as 'FOLDER/*.csv'"));
         }
+        if !metadata.is_file() {
+            return Err(std::io::Error::other("it is no regular file, which can be read several times"));
+        }
         let date = date(&file_name(name)).map(|(_, _, date)| date);
         let changed: DateTime<Utc> = metadata.modified()?.into();
         Ok(Self {

@@ -106,11 +106,13 @@ pub async fn run(arguments: &[String], wish: &Wish, stop: &Arc<AtomicBool>, tell
     for input in found.inputs {
         let name = input.name.clone();
         let stem = infer::identifier(&input.stem());
-        match blocking(move || source::digest(&input).map(|digest| Known { input, digest })).await? {
+        let stop = Arc::clone(stop);
+        match blocking(move || source::digest(&input, &stop).map(|digest| Known { input, digest })).await? {
             Ok(known) => {
                 let group = wish.dataset.as_ref().map_or(stem, |dataset| dataset.name.clone());
                 groups.entry(group).or_default().push(known);
             }
+            Err(Error::Cancelled) => return Err(Error::Cancelled),
             Err(error) => telling.refuse(&name, &error),
         }
     }
@@ -175,7 +177,7 @@ async fn group(
     files.retain(|file| !telling.skip(dataset, file));
     let definition = match &wish.dataset {
         Some(definition) => Ok(Arc::clone(definition)),
-        None => told_from(wish, name, dataset, &mut files, telling).await?,
+        None => told_from(wish, name, dataset, &mut files, stop, telling).await?,
     };
     if files.is_empty() {
         return Ok(());
@@ -212,6 +214,7 @@ async fn told_from(
     name: &str,
     dataset: &Converted<'_>,
     files: &mut Vec<Known>,
+    stop: &Arc<AtomicBool>,
     telling: &mut Telling<impl FnMut(News)>,
 ) -> Result<Result<Arc<Dataset>>> {
     let earlier: Vec<&ColumnNote> = dataset.columns().collect();
@@ -221,8 +224,8 @@ async fn told_from(
     };
     let mut profile = Profile::default();
     for file in std::mem::take(files) {
-        let input = file.input.clone();
-        let seen = blocking(move || Source::open(&input).and_then(|source| Profile::of(&source))).await?;
+        let (input, stop) = (file.input.clone(), Arc::clone(stop));
+        let seen = blocking(move || Source::open(&input, &stop).and_then(|source| Profile::of(&source))).await?;
         // Each has its own say: one that contradicts makes none of the others wrong.
         let allowed = seen.and_then(|seen| {
             let mut alone = seen.clone();
@@ -238,6 +241,7 @@ async fn told_from(
                 profile.add(seen);
                 files.push(file);
             }
+            Err(Error::Cancelled) => return Err(Error::Cancelled),
             Err(error) => telling.refuse(&file.input.name, &error),
         }
     }

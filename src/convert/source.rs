@@ -1,6 +1,8 @@
 //! A file that is converted: its form, its digest, and its rows one after the other.
 
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::document::{self, Shape};
 use super::inputs::Input;
@@ -16,6 +18,8 @@ use crate::send::content::{Content, Reading};
 pub struct Source {
     content: Content,
     form: Form,
+    /// Somebody wants no more of it.
+    stop: Arc<AtomicBool>,
 }
 
 /// How the rows of a file are written.
@@ -44,8 +48,8 @@ impl Source {
     /// Opens a file, and tells its form by its ending, else by its first line.
     ///
     /// # Errors
-    /// A file that cannot be read, or that is of no known form.
-    pub fn open(input: &Input) -> Result<Self> {
+    /// A file that cannot be read, or that is of no known form; [`Error::Cancelled`].
+    pub fn open(input: &Input, stop: &Arc<AtomicBool>) -> Result<Self> {
         let content = open(input)?;
         let name = input.name.to_ascii_lowercase();
         let name = [".gz", ".zst"].iter().find_map(|ending| name.strip_suffix(ending)).unwrap_or(&name);
@@ -53,12 +57,12 @@ impl Source {
             Some("csv") => Form::Csv,
             Some("tsv" | "tab") => Form::Tsv,
             Some("jsonl" | "ndjson") => Form::Jsonl,
-            _ => Self::recognise(&content)?,
+            _ => Self::recognise(&content, stop)?,
         };
-        Ok(Self { content, form })
+        Ok(Self { content, form, stop: Arc::clone(stop) })
     }
 
-    fn recognise(content: &Content) -> Result<Form> {
+    fn recognise(content: &Content, stop: &AtomicBool) -> Result<Form> {
         let first = content.first_line.as_deref().unwrap_or_default();
         if !first.trim_start().starts_with(['{', '[']) {
             return match Format::recognise(first) {
@@ -75,7 +79,7 @@ impl Source {
         if is_object && content.has_second_line()? {
             return Ok(Form::Jsonl);
         }
-        document::survey(Text::new(content.decoder()?)).map(Form::Document)
+        document::survey(Text::new(content.decoder()?, stop)).map(Form::Document)
     }
 
     /// Hands each row with its number to `store`, and answers with their number.
@@ -92,7 +96,7 @@ impl Source {
                 let mut rows = Rows::new(&job, store);
                 let mut lines = None;
                 let mut json = String::new();
-                table::records(Text::new(decoder), b',', |line, header, record| {
+                table::records(Text::new(decoder, &self.stop), b',', |line, header, record| {
                     let lines = lines.get_or_insert_with(|| JsonLines::new(&job.dataset, header));
                     match lines.write(line, record, &mut json) {
                         Ok(()) => rows.block(line, &json)?,
@@ -105,7 +109,7 @@ impl Source {
             Form::Document(shape) => {
                 let job = Job { format: Some(Format::Jsonl), ..job.clone() };
                 let mut rows = Rows::new(&job, store);
-                document::rows(Text::new(decoder), shape, |line, row| {
+                document::rows(Text::new(decoder, &self.stop), shape, |line, row| {
                     if rows.is_hopeless() { Ok(()) } else { rows.block(line, row) }
                 })?;
                 without_columns(rows.finish(0, [0; 32]))
@@ -127,12 +131,13 @@ impl Source {
         match &self.form {
             Form::Csv | Form::Tsv => {
                 let delimiter = if self.form == Form::Csv { b',' } else { b'\t' };
-                table::records(Text::new(decoder), delimiter, |_, header, record| {
+                table::records(Text::new(decoder, &self.stop), delimiter, |_, header, record| {
                     header.iter().zip(record).try_for_each(|(name, cell)| cells(name, cell)).map(|()| true)
                 })
             }
             Form::Jsonl => {
                 while let Some((first, text)) = decoder.next_block()? {
+                    go_on(&self.stop)?;
                     for (number, line) in (first..).zip(text.lines()) {
                         if !line.trim_ascii().is_empty() {
                             json(number, line)?;
@@ -141,7 +146,7 @@ impl Source {
                 }
                 Ok(())
             }
-            Form::Document(shape) => document::rows(Text::new(decoder), shape, json),
+            Form::Document(shape) => document::rows(Text::new(decoder, &self.stop), shape, json),
         }
     }
 }
@@ -149,12 +154,19 @@ impl Source {
 /// Reads all of a file once, and digests it.
 ///
 /// # Errors
-/// A file that cannot be read, or that is damaged.
-pub fn digest(input: &Input) -> Result<Digest> {
+/// A file that cannot be read, or that is damaged; [`Error::Cancelled`].
+pub fn digest(input: &Input, stop: &AtomicBool) -> Result<Digest> {
     let mut decoder = open(input)?.decoder()?;
-    while decoder.next_block()?.is_some() {}
+    while decoder.next_block()?.is_some() {
+        go_on(stop)?;
+    }
     let (bytes, sha256) = decoder.finish();
     Ok(Digest { bytes, sha256 })
+}
+
+/// Whether nobody has stopped the work.
+fn go_on(stop: &AtomicBool) -> Result<()> {
+    if stop.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
 }
 
 fn open(input: &Input) -> Result<Content> {
@@ -170,21 +182,23 @@ fn without_columns<T>(mut read: Result<T>) -> Result<T> {
 }
 
 /// Checked and decompressed text as a reader. An [`io::Error`] of it carries an [`enum@Error`].
-struct Text {
+struct Text<'s> {
     decoder: Decoder<Reading>,
+    stop: &'s AtomicBool,
     block: Vec<u8>,
     handed_out: usize,
 }
 
-impl Text {
-    const fn new(decoder: Decoder<Reading>) -> Self {
-        Self { decoder, block: Vec::new(), handed_out: 0 }
+impl<'s> Text<'s> {
+    const fn new(decoder: Decoder<Reading>, stop: &'s AtomicBool) -> Self {
+        Self { decoder, stop, block: Vec::new(), handed_out: 0 }
     }
 }
 
-impl Read for Text {
+impl Read for Text<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.handed_out == self.block.len() {
+            go_on(self.stop).map_err(io::Error::other)?;
             self.block.clear();
             self.handed_out = 0;
             match self.decoder.next_block().map_err(io::Error::other)? {
@@ -197,5 +211,30 @@ impl Read for Text {
         buffer[..count].copy_from_slice(&left[..count]);
         self.handed_out += count;
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inputs::{self, Choice};
+    use super::*;
+
+    #[test]
+    fn a_look_at_all_values_ends_when_somebody_stops_it() {
+        let folder = tempfile::tempdir().expect("folder");
+        for (name, text) in
+            [("a.csv", "n\n1\n"), ("a.tsv", "n\n1\n"), ("a.jsonl", "{\"n\":1}\n"), ("a.json", "{\"rows\":[{\"n\":1}]}")]
+        {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("file");
+            let found = inputs::find(&[path.display().to_string()], Choice::default());
+            for is_stopped in [false, true] {
+                let stop = Arc::new(AtomicBool::new(is_stopped));
+                let seen = Source::open(&found.inputs[0], &stop)
+                    .and_then(|source| source.records(|_, _| Ok(()), |_, _| Ok(())));
+                assert_eq!(matches!(seen, Err(Error::Cancelled)), is_stopped, "{name}");
+                assert_eq!(seen.is_ok(), !is_stopped, "{name}");
+            }
+        }
     }
 }

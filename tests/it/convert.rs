@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, AsArray};
 use arrow::datatypes::TimestampMicrosecondType;
@@ -940,4 +941,34 @@ fn a_file_of_more_columns_than_a_table_may_have_is_refused_alone() {
         let line = format!("{file}: has more than 1600 columns: write it as long rows");
         assert!(errors.lines().any(|found| found.starts_with(&line)), "{errors}");
     }
+}
+
+#[tokio::test]
+async fn a_pipe_is_refused_and_the_others_are_converted() {
+    let desk = Desk::new();
+    let pipe = desk.path("pipe_20251028.csv");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("pipe");
+    let good = desk.file("good_20251028.csv", "n\n1\n");
+    let mut command = tokio::process::Command::from(desk.command(&[pipe.to_str().expect("UTF-8"), &good]));
+    let run = tokio::time::timeout(Duration::from_secs(30), command.kill_on_drop(true).output());
+    let output = run.await.expect("an end").expect("run");
+    let (told, errors) = (text(&output.stdout), text(&output.stderr));
+    assert!(told.contains("1 files converted") && told.contains("1 failed"), "{told}");
+    assert!(errors.contains("pipe_20251028.csv: cannot be read: it is no regular file"), "{errors}");
+}
+
+#[tokio::test]
+async fn a_run_that_is_interrupted_while_files_are_digested_ends_soon() {
+    let desk = Desk::new();
+    // 64 GiB of text.
+    let frame = zstd::encode_all(&b"n\n".repeat(32 * 1024 * 1024)[..], 1).expect("zstd");
+    let file = desk.file("long_20251028.csv.zst", frame.repeat(1024));
+    let mut command = tokio::process::Command::from(desk.command(&[&file]));
+    let mut child = command.stderr(Stdio::null()).kill_on_drop(true).spawn().expect("start");
+    eventually("it is begun", async || desk.out().join(".nvd-support-car.lock").exists()).await;
+    let id = nix::unistd::Pid::from_raw(child.id().expect("id").cast_signed());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("signal");
+    let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await.expect("an end").expect("wait");
+    assert!(!ended.success());
+    assert!(!desk.out().join("long").exists());
 }
