@@ -225,15 +225,16 @@ impl Error {
     }
 }
 
-/// Whether PostgreSQL is away, restarting or out of room, so that a later try can succeed.
+/// Whether PostgreSQL is away, restarting, out of room or out of time, so that a later try can succeed.
 fn is_outage(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
         // sqlx reports a connection that ended within a message as a protocol error.
         sqlx::Error::Protocol(_) => true,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            // 08 connection, 25006 a standby, 40 serialization and deadlock, 53 resources, 55P03 a lock in time, 57P shutdown and restart.
-            ["08", "25006", "40", "53", "55P03", "57P"].iter().any(|class| code.starts_with(class))
+            // 08 connection, 25006 a standby, 40 serialization and deadlock, 53 resources, 55P03 a lock in time, 57014 a statement
+            // in time, 57P shutdown and restart.
+            ["08", "25006", "40", "53", "55P03", "57014", "57P"].iter().any(|class| code.starts_with(class))
         }),
         _ => false,
     }

@@ -1,6 +1,6 @@
 //! Health, metrics, version, and the pages for people.
 
-use crate::app::{RECORD, TestApp, problem};
+use crate::app::{RECORD, TestApp, eventually, problem};
 
 async fn text(app: &TestApp, path: &str) -> String {
     let response = reqwest::get(format!("{}{path}", app.url)).await.expect("answer");
@@ -96,4 +96,18 @@ async fn json_of_a_request_has_a_limit() {
     let table = "t".repeat(3_000_000);
     let answer = app.request("POST", "/exports/trigger").json(&serde_json::json!({ "table": table })).send().await;
     problem(answer.expect("answer"), 413).await;
+}
+
+#[tokio::test]
+async fn a_query_that_is_ended_from_outside_is_answered_as_one_to_try_again() {
+    let app = TestApp::start().await;
+    let mut locked = app.pool.begin().await.expect("transaction");
+    sqlx::query("LOCK TABLE submissions IN ACCESS EXCLUSIVE MODE").execute(&mut *locked).await.expect("lock");
+    let request = tokio::spawn(app.request("GET", "/submissions").send());
+    let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity \
+                  WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    eventually("the query waits", async || app.scalar::<i64>(cancel).await > 0).await;
+    let answer = request.await.expect("task").expect("answer");
+    assert!(answer.headers().contains_key("retry-after"));
+    problem(answer, 503).await;
 }
