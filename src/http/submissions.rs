@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Http;
 use super::problem::Problem;
+use crate::dataset::kind::in_calendar;
 use crate::db::submissions::{self, Filter, Submission};
 use crate::error::{Error, Result};
 
@@ -107,6 +108,7 @@ pub async fn list_submissions(
     if let Some(name) = &query.dataset {
         super::datasets::find(&http, name)?;
     }
+    query.since.map(in_calendar).transpose().map_err(|reason| Error::parameter("since", reason))?;
     let filter = Filter {
         dataset: query.dataset,
         sample_id: query.sample_id,

@@ -70,6 +70,7 @@ async fn wrong_questions_are_answered_with_a_problem() {
         ("/submissions?limit=1001", 422),
         ("/submissions?limit=many", 400),
         ("/submissions?since=yesterday", 400),
+        ("/submissions?since=-262143-01-01T00:00:00Z", 422),
         ("/submissions?sampel=x", 400),
         ("/submissions?dataset=nonsense", 404),
         ("/submissions/abc", 400),
