@@ -108,7 +108,7 @@ async fn prepare_and_send(config: crate::Result<Config>, options: Send) -> Resul
         job: Job::current(),
         datasets,
     };
-    rules.check_names(&files)?;
+    rules.check_keys(&files)?;
     let uploader = if options.dry_run {
         None
     } else {

@@ -4,12 +4,10 @@ use axum::http::HeaderMap;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::ingest::key::{self, MAX};
 
 /// The header's name.
 pub const HEADER: &str = "Idempotency-Key";
-
-/// The longest key, in characters.
-const MAX: usize = 512;
 
 /// The key in the `Idempotency-Key` header, if there is one.
 ///
@@ -21,16 +19,12 @@ pub fn of(headers: &HeaderMap) -> Result<Option<&str>> {
     check(text, HEADER).map(Some)
 }
 
-/// Lets a key through that can be stored and told from others by eye; `name` is that of the parameter it came in.
+/// Lets a key through that [`key::check`] allows; `name` is that of the parameter it came in.
 ///
 /// # Errors
-/// [`Error::Faults`] when it is blank, too long, or has control characters.
+/// [`Error::Faults`] when it is another.
 pub fn check<'a>(key: &'a str, name: &str) -> Result<&'a str> {
-    let good = !key.trim().is_empty() && key.chars().count() <= MAX && !key.chars().any(char::is_control);
-    if good {
-        return Ok(key);
-    }
-    Err(Error::parameter(name, format!("must be 1 to {MAX} characters, none of them a control character")))
+    key::check(key).map(|()| key).map_err(|reason| Error::parameter(name, reason))
 }
 
 /// The JSON schema of what [`check`] allows.

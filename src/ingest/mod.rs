@@ -8,6 +8,7 @@ mod content;
 pub mod copy;
 pub mod decode;
 pub mod format;
+pub mod key;
 pub mod rows;
 mod store;
 mod zlib;

@@ -10,6 +10,7 @@ use super::outcome::{Exit, Refusal};
 use crate::dataset::params::Params;
 use crate::dataset::{Dataset, Datasets};
 use crate::error::Error;
+use crate::ingest::key;
 use crate::ingest::rows::{self, Summary};
 
 /// What holds for every file of one call.
@@ -61,18 +62,26 @@ impl Rules {
         Ok(Checked { content, dataset, key, columns: self.columns.clone(), summary })
     }
 
-    /// Refuses files whose keys would be the same.
+    /// Refuses keys that the service would not take as they are, and files whose keys would be the same.
     ///
     /// # Errors
-    /// Two files of one name in a job, where the name is what tells them apart.
-    pub fn check_names(&self, files: &[String]) -> Result<(), Refusal> {
+    /// Control characters in a key, or in the name of a file in a job; two files of one name in a job, where the name is what
+    /// tells them apart.
+    pub fn check_keys(&self, files: &[String]) -> Result<(), Refusal> {
+        let refuse = |name: &str, reason: String| Refusal::new(Exit::Configuration, name, reason);
+        if let Some(key) = &self.key {
+            return key::check(key).map_err(|reason| refuse("--key", reason));
+        }
         let mut seen = HashSet::new();
         for file in files {
-            let key = self.job.as_ref().filter(|_| self.key.is_none()).and_then(|job| job.key(file));
-            if key.is_some_and(|key| !seen.insert(key)) {
+            let Some(key) = self.job.as_ref().and_then(|job| job.key(file)) else { continue };
+            key::check(&key).map_err(|reason| {
+                refuse(file, format!("its name makes no key: {reason}; rename it, or send it by itself with --key"))
+            })?;
+            if !seen.insert(key) {
                 let reason = "another file has the same name, and so the same key in this job: rename it, or send it \
                               by itself with --key";
-                return Err(Refusal::new(Exit::Configuration, file, reason));
+                return Err(refuse(file, reason.to_owned()));
             }
         }
         Ok(())

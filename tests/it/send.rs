@@ -469,3 +469,21 @@ async fn an_operator_s_dataset_is_checked_and_sent_too() {
     assert!(out.contains("1 rows for coverage"), "{out}");
     sender.run(78, &["a.csv", "--dry-run"]).await;
 }
+
+#[tokio::test]
+async fn a_key_that_an_address_would_change_is_refused() {
+    let sender = Sender::new();
+    sender.write("a.jsonl", RECORD);
+    for key in ["k\ttab", "k\r\n", "\u{7f}", &"k".repeat(513)] {
+        let (_, err) = sender.run(78, &["a.jsonl", "--dry-run", "--key", key]).await;
+        assert!(err.contains("--key: must be 1 to 512 characters, none of them a control character"), "{err}");
+    }
+    sender.run(0, &["a.jsonl", "--dry-run", "--key", &"ä".repeat(512)]).await;
+    let ad = sender.folder.path().join("job.ad").display().to_string();
+    sender.write("job.ad", "GlobalJobId = \"submit-1#152.3#1358363336\"\n");
+    sender.write("a\tb.jsonl", RECORD);
+    let sender = sender.with("_CONDOR_JOB_AD", ad);
+    let (_, err) = sender.run(78, &["a\tb.jsonl", "--dry-run"]).await;
+    assert!(err.contains("makes no key: must be 1 to 512 characters"), "{err}");
+    sender.run(0, &["a\tb.jsonl", "--dry-run", "--key", "k"]).await;
+}
