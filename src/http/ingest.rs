@@ -153,13 +153,19 @@ async fn take(
 ) -> Answer {
     let dataset = super::datasets::find(http, dataset)?;
     let Query(pairs) = query;
-    let value = |name: &str| pairs.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str());
+    let value = |name: &str| {
+        let mut values = pairs.iter().filter(|(given, _)| given == name).map(|(_, value)| value.as_str());
+        match (values.next(), values.next()) {
+            (_, Some(_)) => Err(Error::parameter(name, "is given a second time")),
+            (value, None) => Ok(value),
+        }
+    };
     let request = ingest::Request {
         params: Params::parse(&dataset, &pairs).map_err(Error::Faults)?,
         dataset,
         key: key.map(str::to_owned),
-        format: value("format").map(str::parse).transpose()?,
-        replace: match value("on_conflict") {
+        format: value("format")?.map(str::parse).transpose()?,
+        replace: match value("on_conflict")? {
             None | Some("refuse") => false,
             Some("replace") => true,
             Some(_) => return Err(Error::parameter("on_conflict", "must be refuse or replace").into()),

@@ -12,9 +12,13 @@ pub const HEADER: &str = "Idempotency-Key";
 /// The key in the `Idempotency-Key` header, if there is one.
 ///
 /// # Errors
-/// [`Error::Faults`] when it is none that [`check`] allows.
+/// [`Error::Faults`] when it is none that [`check`] allows, or one of several.
 pub fn of(headers: &HeaderMap) -> Result<Option<&str>> {
-    let Some(value) = headers.get(HEADER) else { return Ok(None) };
+    let mut values = headers.get_all(HEADER).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(Error::parameter(HEADER, "is given a second time"));
+    }
     let text = std::str::from_utf8(value.as_bytes()).map_err(|_| Error::parameter(HEADER, "must be UTF-8"))?;
     check(text, HEADER).map(Some)
 }

@@ -3,6 +3,9 @@
 /// The longest key, in characters.
 pub const MAX: usize = 512;
 
+/// What a client may do whose key is taken.
+pub const ADVICE: &str = "send another key, or add ?on_conflict=replace";
+
 /// Checks that a key can be stored and told from others by eye. In an address, tabs and line ends would vanish.
 ///
 /// # Errors

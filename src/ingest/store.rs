@@ -11,6 +11,7 @@ use tokio::sync::{SemaphorePermit, mpsc};
 
 use super::body::{Part, Turn};
 use super::content::Content;
+use super::key::ADVICE;
 use super::rows::Summary;
 use super::{Receipt, Request};
 use crate::app::App;
@@ -69,7 +70,7 @@ fn compare(request: &Request, existing: Submission, summary: &Summary) -> Result
         return Ok(None);
     }
     Err(Error::Conflict(format!(
-        "key `{}` of {} was used for other content on {} (submission {}): send another key, or add ?on_conflict=replace",
+        "key `{}` of {} was used for other content on {} (submission {}): {ADVICE}",
         existing.key,
         existing.dataset,
         existing.created_at.format("%Y-%m-%d %H:%M:%S UTC"),

@@ -20,6 +20,7 @@ use super::outcome::{Exit, Receipt, Refusal};
 use super::progress::Progress;
 use crate::dataset::Fault;
 use crate::error::{Error, Result};
+use crate::ingest::key::ADVICE;
 use crate::tls;
 
 /// The first pause between two tries, and the longest one that is not asked for by the service.
@@ -30,6 +31,9 @@ const SILENCE: Duration = Duration::from_mins(5);
 
 /// The longest time to go on, as good as for ever. A clock cannot hold every duration that can be written down.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
+
+/// What to do when the service has other content under the key of a file.
+const OTHER_CONTENT: &str = "send it again under another key, or remove the submission first";
 
 /// Tries of a file that has passed the check, but is damaged when it arrives.
 const DAMAGED_TRIES: u32 = 8;
@@ -209,8 +213,7 @@ fn unchanged(checked: &Checked, receipt: Receipt) -> Result<Receipt, Refusal> {
         return Ok(receipt);
     }
     let reason = format!(
-        "changed while it was being sent: submission {} holds other content than was checked; send it again under \
-         another key, or remove the submission first",
+        "changed while it was being sent: submission {} holds other content than was checked; {OTHER_CONTENT}",
         receipt.submission_id
     );
     Err(Refusal::new(Exit::Data, &checked.content.name, reason))
@@ -256,7 +259,9 @@ impl Answer {
                 }
                 _ => Failure::Final(of(Exit::Data, detail)),
             },
-            409 | 413 => Failure::Final(of(Exit::Data, detail)),
+            // The service speaks of a query parameter, for which there is no option.
+            409 => Failure::Final(of(Exit::Data, detail.replace(ADVICE, OTHER_CONTENT))),
+            413 => Failure::Final(of(Exit::Data, detail)),
             401 | 403 => Failure::Final(of(Exit::NotAllowed, detail)),
             408 | 429 | 500..=599 => Failure::Passing { reason: detail, after: self.after },
             300..=399 => {

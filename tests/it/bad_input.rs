@@ -302,6 +302,8 @@ async fn parameters_that_are_no_columns_or_have_wrong_values_are_refused() {
         ("sample_id=S&sample=T", "sample"),
         ("format=xml", "format"),
         ("on_conflict=ignore", "on_conflict"),
+        ("on_conflict=replace&on_conflict=refuse", "on_conflict"),
+        ("format=jsonl&format=tsv", "format"),
     ] {
         let problem = app.refuse(422, &format!("{PATH}?{query}"), RECORD).await;
         assert_eq!(fault(&problem).2, field, "{problem}");
@@ -472,4 +474,13 @@ async fn a_sample_that_is_too_long_to_be_looked_up_is_refused() {
     let problem = app.refuse(422, "/ingest-gottcha2", RECORD.replace("S1", &long)).await;
     assert_eq!(problem["errors"][0]["field"], "sample_id");
     app.refuse(422, &format!("/ingest-gottcha2?run_id={long}"), RECORD).await;
+}
+
+#[tokio::test]
+async fn two_keys_for_one_request_are_refused() {
+    let app = TestApp::start().await;
+    let request = app.post(PATH, RECORD).header("Idempotency-Key", "a").header("Idempotency-Key", "b");
+    let problem = crate::app::problem(request.send().await.expect("answer"), 422).await;
+    assert_eq!(fault(&problem).2, "Idempotency-Key", "{problem}");
+    assert_eq!(app.count("submissions").await, 0);
 }

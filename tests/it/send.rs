@@ -248,7 +248,8 @@ async fn a_refused_token_a_taken_key_and_a_foreign_server_have_their_codes() {
     let (out, _) = sender.run(0, &["a.jsonl", "--key", "k/1 ä#?"]).await;
     assert!(out.contains("already there") && out.contains("key k/1 ä#?"), "{out}");
     let (_, err) = sender.run(65, &["b.jsonl", "--key", "k/1 ä#?"]).await;
-    assert!(err.contains("b.jsonl: the service says 409"), "{err}");
+    assert!(err.contains("b.jsonl: the service says 409") && !err.contains("on_conflict"), "{err}");
+    assert!(err.contains("send it again under another key, or remove the submission first"), "{err}");
     let elsewhere = format!("{}/nothing", app.url);
     let (_, err) = sender.run(78, &["a.jsonl", "--url", &elsewhere]).await;
     assert!(err.contains("404"), "{err}");
