@@ -16,7 +16,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::App;
-use crate::config::{Config, LogConfig, Scope};
+use crate::config::{Config, LogConfig, Scope, check_location};
 use crate::dataset::Datasets;
 use crate::error::{Error, Result};
 use crate::jobs::schedule;
@@ -343,6 +343,11 @@ fn parse_pair(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
         .ok_or_else(|| "expected KEY=VALUE, such as limits.burst=100".to_owned())
+}
+
+/// Refuses what somebody means as a bucket or as his home, and what would become a folder of that name here.
+fn check_output(location: &str) -> Result<()> {
+    check_location(location).map_err(|reason| Error::Environment(format!("--output {reason}")))
 }
 
 fn print(text: &str) -> Result<()> {

@@ -55,6 +55,11 @@ pub struct Convert {
 /// # Errors
 /// A definition that cannot be used, a folder that cannot be written to, Ctrl-C.
 pub async fn run(config: Config, options: Convert) -> Result<ExitCode> {
+    let output = options.output.to_string_lossy();
+    super::check_output(&output)?;
+    if output.contains("://") {
+        return Err(Error::Environment("--output is no folder: converted files are written to folders only".into()));
+    }
     let dataset = match (&options.dataset, &options.schema) {
         (Some(name), _) => Some(named(&config, name)?),
         (None, Some(file)) => Some(Arc::new(defined(file)?)),

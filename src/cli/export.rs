@@ -94,6 +94,7 @@ impl Export {
 /// # Errors
 /// A wish that cannot be met, a database or a storage that fails, Ctrl-C.
 pub async fn run(config: Config, wish: &Export) -> Result<String> {
+    wish.output.as_deref().map_or(Ok(()), super::check_output)?;
     let database = Database::open(&config).await?;
     let app = App::new(config, &database.url)?;
     let done = export(&app, wish).await;

@@ -84,6 +84,23 @@ impl ExportConfig {
     }
 }
 
+/// Refuses a place for files that would become a folder of that name in the current one.
+///
+/// # Errors
+/// What is wrong with it, and what to write.
+pub fn check_location(location: &str) -> Result<(), &'static str> {
+    if location == "~" || location.starts_with("~/") {
+        return Err("begins with ~, which only shells know: write the whole path");
+    }
+    let is_word = |scheme: &str| scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    match location.split_once(":/") {
+        Some((scheme, rest)) if is_word(scheme) && !rest.starts_with('/') => {
+            Err("has one slash where a URL has two: write s3://BUCKET/PREFIX")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The form of an exported file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 
-pub use export::{Compression, ExportConfig, Format, ScheduleConfig};
+pub use export::{Compression, ExportConfig, Format, ScheduleConfig, check_location};
 pub use fault::{ConfigError, Fault, Source};
 pub use labkey::{LabkeyConfig, ListConfig, Mode};
 pub use lake::{LakeConfig, Level, Partitioning, Temporal};
@@ -144,6 +145,13 @@ impl Scope {
 /// What a token is configured as that somebody hashed before it was set.
 const SHA256_OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
+/// What is said of a filter of which a word is no level.
+const NO_LEVEL: &str =
+    "has a word that is no level: write off, error, warn, info, debug or trace, and TARGET=LEVEL for a part of the program";
+
+/// A hundred years. Calendars end, and somebody who writes more wants to keep exports for ever.
+const MOST_DAYS: u32 = 36_500;
+
 /// Limits for each token.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -245,14 +253,20 @@ impl Config {
             "goes together with server.key_path: set both or neither",
         );
         check(self.database.max_connections >= 4, "database.max_connections", "must be at least 4");
+        let is_postgres = |url: &Secret| ["postgres://", "postgresql://"].iter().any(|it| url.expose().starts_with(it));
+        check(self.database.url.as_ref().is_none_or(is_postgres), "database.url", "must begin with postgres://");
         check(self.limits.rate_per_second >= 1, "limits.rate_per_second", "must be at least 1");
         check(self.limits.burst >= 1, "limits.burst", "must be at least 1");
-        check(self.ingest.queue >= 1, "ingest.queue", "must be at least 1");
-        check(self.ingest.max_rows <= i32::MAX as u64, "ingest.max_rows", "must be at most 2147483647");
+        self.check_ingest(&mut check);
         self.check_export(&mut check);
         self.check_notify(&mut check);
         check(self.lake.grace <= Duration::from_secs(3600), "lake.grace", "must be at most 1h");
         self.labkey.check(&mut check);
+        check(is_filter(&self.log.level), "log.level", NO_LEVEL);
+        for (key, token) in [("auth.ingest_token", &self.auth.ingest_token), ("auth.bearer_token", &self.auth.bearer_token)] {
+            let is_ascii = token.as_ref().is_none_or(|token| token.expose().is_ascii());
+            check(is_ascii, key, "must be of ASCII letters: headers of HTTP carry no others");
+        }
         let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
         let unique = names.len() == self.auth.tokens.len() && !names.contains("");
         check(unique, "auth.tokens", "every token needs a name of its own");
@@ -266,6 +280,21 @@ impl Config {
         mistakes
     }
 
+    fn check_ingest(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
+        let ingest = &self.ingest;
+        check(ingest.queue >= 1, "ingest.queue", "must be at least 1");
+        let range = 1..=i32::MAX as u64;
+        check(range.contains(&ingest.max_rows), "ingest.max_rows", "must be between 1 and 2147483647");
+        for (key, size) in [
+            ("ingest.max_body", ingest.max_body),
+            ("ingest.max_decompressed", ingest.max_decompressed),
+            ("ingest.max_line", ingest.max_line),
+        ] {
+            check(size.as_u64() >= 1, key, "must be at least 1B");
+        }
+        check(!ingest.idle_timeout.is_zero(), "ingest.idle_timeout", "must be longer than 0s");
+    }
+
     fn check_export(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
         let export = &self.export;
         check((1..=16).contains(&export.connections), "export.connections", "must be between 1 and 16");
@@ -276,6 +305,12 @@ impl Config {
         check((1..=8760).contains(&export.job_retention_hours), "export.job_retention_hours", "must be 1 to 8760");
         check(export.max_attempts >= 1, "export.max_attempts", "must be at least 1");
         check(export.link_lifetime >= Duration::from_secs(60), "export.link_lifetime", "must be at least 1m");
+        check(export.retention_days <= MOST_DAYS, "export.retention_days", "must be at most 36500");
+        let own = export.schedules.iter().filter_map(|own| own.retention_days).max();
+        check(own.is_none_or(|days| days <= MOST_DAYS), "export.schedules", "retention_days must be at most 36500");
+        if let Err(reason) = export.storage.as_deref().map_or(Ok(()), check_location) {
+            check(false, "export.storage", reason);
+        }
         if let Err(reason) = export.interval_cron() {
             check(false, "export.export_interval_hours", &reason);
         }
@@ -334,6 +369,14 @@ impl Config {
     pub fn secrets_dir(&self) -> PathBuf {
         self.data_dir.join("secrets")
     }
+}
+
+/// Whether every word of a tracing filter is a level, or names one. One that is neither would be taken for a part of the program
+/// of that name, and nothing else would be logged.
+fn is_filter(level: &str) -> bool {
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let mut words = level.split(',').map(str::trim);
+    words.all(|word| word.is_empty() || word.contains(['=', '[']) || is_level(word))
 }
 
 fn parse_defaults() -> Result<::config::Map<String, ::config::Value>, ConfigError> {

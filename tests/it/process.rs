@@ -419,3 +419,47 @@ async fn an_export_from_the_command_line_leaves_the_jobs_of_others_to_others() {
     assert_eq!((&job["status"], &job["attempt"]), (&json!("pending"), &json!(0)), "{job}");
     assert_eq!(app.scalar::<i64>("SELECT count(*) FROM jobs WHERE state = 'completed'").await, 1);
 }
+
+#[test]
+fn values_that_cannot_work_are_refused_by_their_keys() {
+    let folder = folder();
+    let check = |setting: &str| output(binary(folder.path()).args(["--set", setting, "config", "check"]));
+    for setting in [
+        "log.level=inof",
+        "log.level=info,sqlxwarn",
+        "ingest.idle_timeout=0s",
+        "ingest.max_line=0B",
+        "ingest.max_body=0B",
+        "ingest.max_decompressed=0B",
+        "ingest.max_rows=0",
+        "export.retention_days=4294967295",
+        "export.storage=s3:/bucket/x",
+        "export.storage=~/x",
+        "database.url=mysql://u@h/hidden",
+        "auth.bearer_token=hidden\u{e4}",
+        "auth.ingest_token=hidden\u{e4}",
+    ] {
+        let refused = check(setting);
+        let (errors, key) = (text(&refused.stderr), setting.split('=').next().expect("key"));
+        assert!(!refused.status.success() && errors.contains(key) && !errors.contains("hidden"), "{setting}: {errors}");
+    }
+    for setting in [
+        "log.level=INFO",
+        "log.level=warn,nvd_support_car=debug,sqlx[query]=off",
+        "export.retention_days=36500",
+        "export.storage=s3://bucket/x",
+        "database.url=postgresql://u@h/d",
+    ] {
+        let checked = check(setting);
+        assert!(checked.status.success(), "{setting}: {}", text(&checked.stderr));
+    }
+    for place in ["~/x", "s3:/bucket/x"] {
+        for command in [["export", "stast", "-o", place], ["convert", "a.csv", "-o", place]] {
+            let refused = output(binary(folder.path()).current_dir(folder.path()).args(command));
+            let errors = text(&refused.stderr);
+            assert!(!refused.status.success() && errors.contains("--output"), "{command:?}: {errors}");
+        }
+    }
+    let names = std::fs::read_dir(folder.path()).expect("folder").map(|entry| entry.expect("entry").file_name());
+    assert!(names.into_iter().all(|name| name != "~" && name != "s3:"), "a folder was made");
+}
