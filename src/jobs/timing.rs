@@ -17,13 +17,16 @@ impl Timing {
     /// Reads an expression, `seconds` of which are required or may be left out; the zone is UTC unless told.
     ///
     /// # Errors
-    /// Why it is none.
+    /// Why it is none, or that it never comes, as a 30 February.
     pub fn parse(cron: &str, zone: Option<&str>, seconds: Seconds) -> Result<Self, String> {
         let zone = zone.unwrap_or("UTC");
         let zone = Tz::from_str(zone).map_err(|_| format!("`{zone}` is no time zone such as Europe/Berlin"))?;
         let parser = CronParser::builder().seconds(seconds).dom_and_dow(true).build();
-        let cron = parser.parse(cron).map_err(|error| format!("`{cron}`: {error}"))?;
-        Ok(Self { cron, zone })
+        let timing = Self { cron: parser.parse(cron).map_err(|error| format!("`{cron}`: {error}"))?, zone };
+        if timing.next(Utc::now()).is_none() {
+            return Err(format!("`{cron}` never comes"));
+        }
+        Ok(timing)
     }
 
     /// The last tick that is not after `now`.

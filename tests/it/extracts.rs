@@ -75,6 +75,7 @@ async fn every_wrong_field_is_named_at_once() {
         ("filter.stast.date_from", json!("-5000-01-01")),
         ("compress", json!("gzip")),
         ("schedule", json!("every day")),
+        ("schedule", json!("0 0 30 2 *")),
         ("timezone", json!("Mars/Phobos")),
         ("retention_days", json!(0)),
         ("notify", json!(["nobody"])),

@@ -322,6 +322,8 @@ fn a_configuration_is_checked_against_what_it_speaks_of() {
         ),
         (format!("{schedule}\"0 0 5 * * *\"\n{schedule}\"0 0 5 * * *\"\nretention_days = 3\n"), "schedules 1 and 2"),
         ("[lake]\ntimezone = \"Europe/Bonn\"\n".to_owned(), "Europe/Bonn"),
+        ("[lake]\ncron = \"0 0 0 30 2 *\"\n".to_owned(), "`0 0 0 30 2 *` never comes"),
+        (format!("{schedule}\"0 0 0 31 6 *\"\n"), "stast: `0 0 0 31 6 *` never comes"),
         (
             "[labkey]\nserver_url = \"http://127.0.0.1\"\nproject_path = \"/p\"\napi_key = \"k\"\nmap = \"nvdd\"\n"
                 .to_owned(),
