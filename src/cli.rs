@@ -340,9 +340,15 @@ fn settings(mut arguments: impl Iterator<Item = String>) -> Result<Vec<(String, 
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {
-    text.split_once('=')
-        .map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
-        .ok_or_else(|| "expected KEY=VALUE, such as limits.burst=100".to_owned())
+    pair(text).ok_or_else(|| "expected KEY=VALUE, such as limits.burst=100".to_owned())
+}
+
+fn parse_column(text: &str) -> Result<(String, String), String> {
+    pair(text).ok_or_else(|| "expected COLUMN=VALUE, such as sample_id=S1".to_owned())
+}
+
+fn pair(text: &str) -> Option<(String, String)> {
+    text.split_once('=').map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
 }
 
 /// Refuses what somebody means as a bucket or as his home, and what would become a folder of that name here.

@@ -31,7 +31,7 @@ pub struct Convert {
     #[arg(long, value_name = "FILE")]
     schema: Option<PathBuf>,
     /// A value for a column that the rows lack; may be repeated.
-    #[arg(long = "column", value_name = "COLUMN=VALUE", value_parser = super::parse_pair)]
+    #[arg(long = "column", value_name = "COLUMN=VALUE", value_parser = super::parse_column)]
     values: Vec<(String, String)>,
     /// How time is cut: that of the first column with a time, else the date in the file's name, else its last change.
     #[arg(long, value_name = "LEVELS", default_value = "year,month,day")]

@@ -59,7 +59,7 @@ pub struct Export {
     #[arg(long, value_name = "TIME")]
     to: Option<DateTime<Utc>>,
     /// Rows with that value; may be repeated.
-    #[arg(long = "filter", value_name = "COLUMN=VALUE", value_parser = super::parse_pair)]
+    #[arg(long = "filter", value_name = "COLUMN=VALUE", value_parser = super::parse_column)]
     filters: Vec<(String, String)>,
     /// Also export submission_id and ordinal, which name a row for ever.
     #[arg(long)]

@@ -146,8 +146,7 @@ impl Scope {
 const SHA256_OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// What is said of a filter of which a word is no level.
-const NO_LEVEL: &str =
-    "has a word that is no level: write off, error, warn, info, debug or trace, and TARGET=LEVEL for a part of the program";
+const NO_LEVEL: &str = "has a word that is no level: write off, error, warn, info, debug or trace, and TARGET=LEVEL for a part of the program";
 
 /// A hundred years. Calendars end, and somebody who writes more wants to keep exports for ever.
 const MOST_DAYS: u32 = 36_500;
@@ -263,7 +262,9 @@ impl Config {
         check(self.lake.grace <= Duration::from_secs(3600), "lake.grace", "must be at most 1h");
         self.labkey.check(&mut check);
         check(is_filter(&self.log.level), "log.level", NO_LEVEL);
-        for (key, token) in [("auth.ingest_token", &self.auth.ingest_token), ("auth.bearer_token", &self.auth.bearer_token)] {
+        for (key, token) in
+            [("auth.ingest_token", &self.auth.ingest_token), ("auth.bearer_token", &self.auth.bearer_token)]
+        {
             let is_ascii = token.as_ref().is_none_or(|token| token.expose().is_ascii());
             check(is_ascii, key, "must be of ASCII letters: headers of HTTP carry no others");
         }

@@ -909,8 +909,7 @@ fn headers_that_differ_in_case_are_one_column_and_a_file_that_makes_no_definitio
     let files = [("01", "Sample,Reads\nS1,1\n"), ("02", "sample,reads\nS2,2\n"), ("03", "READS,Sample\n3,S3\n")]
         .map(|(day, text)| desk.file(&format!("d_202510{day}.csv"), text));
     desk.good(&[&files[0], &files[1], &files[2]]);
-    let rows: Vec<String> =
-        desk.rows("d").iter().map(|row| row.split_once(": ").expect("row").1.to_owned()).collect();
+    let rows: Vec<String> = desk.rows("d").iter().map(|row| row.split_once(": ").expect("row").1.to_owned()).collect();
     assert_eq!(rows, ["sample=S1 reads=1", "sample=S2 reads=2", "sample=S3 reads=3"]);
     let good = desk.file("e_20251001.csv", "n\n1\n");
     let header_only = desk.file("e_20251002.csv", "n\n");
@@ -971,4 +970,12 @@ async fn a_run_that_is_interrupted_while_files_are_digested_ends_soon() {
     let ended = tokio::time::timeout(Duration::from_secs(30), child.wait()).await.expect("an end").expect("wait");
     assert!(!ended.success());
     assert!(!desk.out().join("long").exists());
+}
+
+#[test]
+fn a_value_of_a_column_without_its_name_is_refused_with_an_example_that_fits() {
+    let desk = Desk::new();
+    let (code, _, errors) = desk.convert(&["a.csv", "--column", "x"]);
+    assert_eq!(code, 2);
+    assert!(errors.contains("expected COLUMN=VALUE, such as sample_id=S1"), "{errors}");
 }
