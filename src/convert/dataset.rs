@@ -1,5 +1,6 @@
 //! One dataset of converted files: what it holds, what it refuses, and one more file taken in.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
@@ -149,12 +150,25 @@ impl<'w> Converted<'w> {
         if held.inputs == before { Ok(()) } else { self.save().await }
     }
 
+    /// The texts of earlier files that lie nowhere any more, by their lengths.
+    pub fn displaced(&self, files: &[Known]) -> BTreeMap<u64, Vec<String>> {
+        let found: Vec<manifest::Input> = files.iter().map(|file| self.input(file)).collect();
+        let mut displaced: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        for input in self.held.iter().flat_map(|held| held.displaced(&found)) {
+            if let Some(bytes) = input.bytes {
+                displaced.entry(bytes).or_default().push(input.sha256.clone());
+            }
+        }
+        displaced
+    }
+
     /// What the manifest says of a file, of which no rows are taken yet.
     fn input(&self, file: &Known) -> manifest::Input {
         manifest::Input {
             name: file.input.path.to_string_lossy().into_owned(),
             also: Vec::new(),
             sha256: data_encoding::HEXLOWER.encode(&file.digest.sha256),
+            bytes: Some(file.digest.bytes),
             schema: self.schema(),
             values: Some(self.values()),
             rows: 0,
@@ -245,7 +259,7 @@ impl<'w> Converted<'w> {
         let ready = self.ready.clone().ok_or_else(internal)?;
         let wish = self.wish.clone();
         let (root, stop) = (self.root.clone(), Arc::clone(stop));
-        let input = self.input(&file);
+        let (input, grown_from) = (self.input(&file), file.grown_from.clone());
         let taken = blocking(move || convert(&file, &ready, &wish, root, &stop)).await??;
         if self.wish.is_preview {
             return Ok(taken);
@@ -253,7 +267,7 @@ impl<'w> Converted<'w> {
         let files = taken.partitions.iter().flat_map(|part| &part.files).map(|file| file.path.clone()).collect();
         let input = manifest::Input { rows: taken.rows, files, ..input };
         let held = self.held.as_mut().ok_or_else(internal)?;
-        self.gone.extend(held.adopt(input, taken.partitions.clone()));
+        self.gone.extend(held.adopt(input, taken.partitions.clone(), &grown_from));
         held.snapshot_at = Some(Utc::now());
         if self.saved.is_none_or(|saved| saved.elapsed() > PAUSE) {
             self.save().await?;

@@ -88,6 +88,8 @@ pub enum News {
 struct Known {
     input: Input,
     digest: Digest,
+    /// The texts of earlier files that lie nowhere any more, and that its own begins with.
+    grown_from: Vec<String>,
 }
 
 /// Converts files, and tells of each as it is done.
@@ -107,7 +109,11 @@ pub async fn run(arguments: &[String], wish: &Wish, stop: &Arc<AtomicBool>, tell
         let name = input.name.clone();
         let stem = infer::identifier(&input.stem());
         let stop = Arc::clone(stop);
-        match blocking(move || source::digest(&input, &stop).map(|digest| Known { input, digest })).await? {
+        match blocking(move || {
+            source::digest(&input, &stop).map(|digest| Known { input, digest, grown_from: Vec::new() })
+        })
+        .await?
+        {
             Ok(known) => {
                 let group = wish.dataset.as_ref().map_or(stem, |dataset| dataset.name.clone());
                 groups.entry(group).or_default().push(known);
@@ -174,7 +180,9 @@ async fn group(
     telling: &mut Telling<impl FnMut(News)>,
 ) -> Result<()> {
     dataset.note_paths(&files).await?;
+    let displaced = dataset.displaced(&files);
     files.retain(|file| !telling.skip(dataset, file));
+    look_for_growth(&mut files, &displaced, stop).await?;
     let definition = match &wish.dataset {
         Some(definition) => Ok(Arc::clone(definition)),
         None => told_from(wish, name, dataset, &mut files, stop, telling).await?,
@@ -205,6 +213,33 @@ async fn group(
     }
     dataset.note_paths(&twins).await?;
     dataset.save().await
+}
+
+/// Finds out which files have grown since they were converted under another name. They come first: the file that has the name
+/// by now may replace a part of the rows.
+async fn look_for_growth(
+    files: &mut [Known],
+    displaced: &BTreeMap<u64, Vec<String>>,
+    stop: &Arc<AtomicBool>,
+) -> Result<()> {
+    for file in files.iter_mut() {
+        let lengths: Vec<u64> = displaced.range(..file.digest.bytes).map(|(length, _)| *length).collect();
+        if lengths.is_empty() {
+            continue;
+        }
+        let (input, stop) = (file.input.clone(), Arc::clone(stop));
+        match blocking(move || source::beginnings(&input, &lengths, &stop)).await? {
+            Ok(found) => {
+                let texts = displaced.values().flatten().filter(|text| found.contains(text));
+                file.grown_from = texts.cloned().collect();
+            }
+            Err(Error::Cancelled) => return Err(Error::Cancelled),
+            // It is told when its rows are read.
+            Err(_) => {}
+        }
+    }
+    files.sort_by_key(|file| file.grown_from.is_empty());
+    Ok(())
 }
 
 /// The definition that files tell. Those that cannot be read, that contradict earlier ones, or that make none by themselves

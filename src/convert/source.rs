@@ -4,6 +4,8 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use sha2::{Digest as _, Sha256};
+
 use super::document::{self, Shape};
 use super::inputs::Input;
 use super::table::{self, JsonLines};
@@ -162,6 +164,31 @@ pub fn digest(input: &Input, stop: &AtomicBool) -> Result<Digest> {
     }
     let (bytes, sha256) = decoder.finish();
     Ok(Digest { bytes, sha256 })
+}
+
+/// The digests of the beginnings of a file that have these lengths, which grow.
+///
+/// # Errors
+/// As those of [`digest`].
+pub fn beginnings(input: &Input, lengths: &[u64], stop: &AtomicBool) -> Result<Vec<String>> {
+    let mut decoder = open(input)?.decoder()?;
+    let mut lengths = lengths.iter().peekable();
+    let (mut digest, mut bytes, mut found) = (Sha256::new(), 0, Vec::new());
+    while lengths.peek().is_some()
+        && let Some((_, text)) = decoder.next_block()?
+    {
+        go_on(stop)?;
+        let mut rest = text.as_bytes();
+        while let Some(length) = lengths.next_if(|length| **length <= bytes + rest.len() as u64) {
+            let (more, behind) = rest.split_at(usize::try_from(length - bytes).unwrap_or(rest.len()));
+            digest.update(more);
+            found.push(data_encoding::HEXLOWER.encode(&digest.clone().finalize()));
+            (bytes, rest) = (*length, behind);
+        }
+        digest.update(rest);
+        bytes += rest.len() as u64;
+    }
+    Ok(found)
 }
 
 /// Whether nobody has stopped the work.

@@ -123,6 +123,9 @@ pub struct Input {
     pub also: Vec<String>,
     /// The digest of its text, decompressed; empty when another input has replaced a part of its rows.
     pub sha256: String,
+    /// Bytes of that text. Unknown of inputs of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// What its rows were read as: another definition, another digest.
     pub schema: String,
     /// The values of columns that its rows lack, sorted: with others the same text is other rows. Unknown of inputs of
@@ -289,17 +292,33 @@ impl Manifest {
         gone
     }
 
-    /// Adds what was made of an input. What was made of the same text goes out, under whatever name, and what the input
-    /// displaces; the answer names these files.
-    pub fn adopt(&mut self, mut input: Input, partitions: Vec<Partition>) -> Vec<String> {
+    /// The inputs whose texts lie nowhere any more, since others, found ones among them, have taken their paths.
+    pub fn displaced(&self, found: &[Input]) -> impl Iterator<Item = &Input> {
+        let is_displaced = move |(at, input): &(usize, &Input)| {
+            let is_taken = |path: &String| {
+                found.iter().any(|other| other.name == *path && !other.is_same(input))
+                    || self.inputs[at + 1..].iter().any(|later| later.has_path(path))
+            };
+            let is_there = |path: &&String| Path::new(path).try_exists().unwrap_or(true);
+            input.paths().any(is_taken) && input.paths().filter(is_there).all(is_taken)
+        };
+        self.inputs.iter().enumerate().filter(is_displaced).map(|(_, input)| input)
+    }
+
+    /// Adds what was made of an input. What was made of the same text goes out, under whatever name, or of a text that it has
+    /// grown from, and what the input displaces; the answer names these files.
+    pub fn adopt(&mut self, mut input: Input, partitions: Vec<Partition>, grown_from: &[String]) -> Vec<String> {
         let mut gone = Vec::new();
         self.inputs.retain_mut(|earlier| {
             let is_same = earlier.is_same(&input);
-            if is_same {
+            let is_grown = grown_from.contains(&earlier.sha256) && earlier.values == input.values;
+            if is_same || is_grown {
                 gone.append(&mut earlier.files);
+            }
+            if is_same {
                 earlier.paths().for_each(|path| input.add_path(path));
             }
-            !is_same
+            !is_same && !is_grown
         });
         let folders: Vec<String> = partitions.iter().map(|partition| partition.path.clone()).collect();
         gone.extend(self.displace(&input, &folders));

@@ -979,3 +979,30 @@ fn a_value_of_a_column_without_its_name_is_refused_with_an_example_that_fits() {
     assert_eq!(code, 2);
     assert!(errors.contains("expected COLUMN=VALUE, such as sample_id=S1"), "{errors}");
 }
+
+#[test]
+fn a_file_that_grew_before_it_was_rotated_replaces_the_rows_that_it_had() {
+    let days = |numbers: &[u32]| {
+        numbers.iter().fold("when,n\n".to_owned(), |text, number| format!("{text}2025-10-0{number},{number}\n"))
+    };
+    let orders: [&[&[&str]]; 3] =
+        [&[&["app.1.csv", "app.csv"]], &[&["app.csv", "app.1.csv"]], &[&["app.csv"], &["app.1.csv"]]];
+    for order in orders {
+        let desk = Desk::new();
+        let path = |name: &str| desk.path(name).display().to_string();
+        // A file that is gone leaves its rows, whatever others begin with.
+        let gone = desk.file("app.0.csv", days(&[8]));
+        desk.good(&[&desk.file("app.csv", days(&[1, 2])), &gone]);
+        fs::remove_file(gone).expect("remove");
+        desk.file("app.1.csv", days(&[1, 2, 3]));
+        desk.file("app.csv", days(&[8, 9]));
+        for run in order {
+            let files: Vec<String> = run.iter().map(|name| path(name)).collect();
+            desk.good(&files.iter().map(String::as_str).collect::<Vec<_>>());
+        }
+        assert_eq!(numbers(&desk, "app"), ["1", "2", "3", "8", "8", "9"], "{order:?}");
+        let before = files_of(&desk.out());
+        desk.good(&[&path("app.csv"), &path("app.1.csv")]);
+        assert!(files_of(&desk.out()) == before, "a run without news changed a byte");
+    }
+}
