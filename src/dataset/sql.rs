@@ -190,7 +190,7 @@ pub fn with_labkey(dataset: &Dataset) -> String {
          min(one.finished_at) AS labkey_upload_timestamp, min(one.transaction_id) AS labkey_transaction_id FROM (\
          SELECT CASE WHEN state IN ('completed', 'failed') THEN state ELSE 'pending' END AS status, \
          CASE WHEN state = 'completed' THEN finished_at END AS finished_at, transaction_id FROM labkey_deliveries \
-         WHERE labkey_deliveries.submission_id = t.submission_id AND first_ordinal <= t.ordinal \
+         WHERE labkey_deliveries.submission_id = t.submission_id AND first_ordinal <= t.ordinal AND withdrawn_at IS NULL \
          ORDER BY first_ordinal DESC LIMIT 1) one) labkey",
         quoted(&dataset.table)
     )

@@ -98,7 +98,7 @@ pub struct DeliveryBody {
     /// When it was completed or refused.
     #[schema(required)]
     finished_at: Option<DateTime<Utc>>,
-    /// When its submission was removed or replaced here.
+    /// When its submission was removed or replaced here, or others took its place.
     #[schema(required)]
     withdrawn_at: Option<DateTime<Utc>>,
     /// Since when LabKey has its rows no more.

@@ -99,6 +99,12 @@ impl Run<'_> {
         let held = self.held(page).await?;
         let mut clean = Vec::new();
         for one in page {
+            if let (false, Found::Part(rows)) = (one.is_withdrawn, held.find(one)) {
+                if labkey::reopen(self.pool, one.id, &self.holder).await? {
+                    self.contradicts(one, rows).await?;
+                }
+                continue;
+            }
             let surplus = held.surplus(one);
             if !surplus.is_empty() {
                 let rows = self.rows_where(DELIVERY_KEY, &surplus).await?;

@@ -43,7 +43,7 @@ pub struct Entry {
     pub sent_at: Option<DateTime<Utc>>,
     /// When it was completed or refused.
     pub finished_at: Option<DateTime<Utc>>,
-    /// When its submission was removed or replaced here.
+    /// When its submission was removed or replaced here, or others took its place.
     pub withdrawn_at: Option<DateTime<Utc>>,
     /// Since when LabKey has its rows no more.
     pub removed_at: Option<DateTime<Utc>>,

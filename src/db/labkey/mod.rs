@@ -42,7 +42,7 @@ pub struct Delivery {
     pub attempts: i32,
     /// Seconds since it was last sent, if it was.
     pub age: Option<f64>,
-    /// Whether its submission was removed or replaced here.
+    /// Whether its submission was removed or replaced here, or others have taken its place.
     pub is_withdrawn: bool,
 }
 
@@ -170,7 +170,8 @@ pub async fn release(pool: &PgPool, ids: &[i64], holder: &str, is_doubted: bool)
 
 /// Cuts a pending delivery in two before the row at `middle`, which has `before` rows before it; none when it is no more
 /// what it was, since somebody else has cut it, has it in hand or removes its submission, which would leave the second half
-/// behind. The rows of both have been sent as often as the whole.
+/// behind. The rows of both have been sent as often as the whole. Where a request of the whole may still arrive, it stays on
+/// record as one whose rows have to leave, and both halves are new.
 ///
 /// # Errors
 /// A database out of reach.
@@ -178,26 +179,36 @@ pub async fn split(pool: &PgPool, delivery: &Delivery, middle: i32, before: i32)
     let sql = format!(
         "-- labkey.split
         WITH kept AS (SELECT FROM submissions WHERE id = $6 FOR KEY SHARE),
-        first AS (
-            UPDATE labkey_deliveries SET last_ordinal = $2 - 1, rows = $3
+        whole AS (
+            UPDATE labkey_deliveries SET
+                last_ordinal = CASE WHEN doubted_until IS NULL THEN $2 - 1 ELSE last_ordinal END,
+                rows = CASE WHEN doubted_until IS NULL THEN $3 ELSE rows END,
+                state = CASE WHEN doubted_until IS NULL THEN state ELSE 'unknown' END,
+                withdrawn_at = CASE WHEN doubted_until IS NOT NULL THEN now() END,
+                removed_at = CASE WHEN doubted_until IS NOT NULL THEN now() END
             WHERE id = $1 AND state = 'pending' AND last_ordinal = $4 AND rows = $3 + $5 AND EXISTS (SELECT FROM kept)
-            RETURNING dataset, submission_id, record_prefix, attempts, sent_at, doubted_until)
+            RETURNING *, doubted_until IS NULL AS is_kept)
         INSERT INTO labkey_deliveries
-            (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows, attempts, sent_at, doubted_until)
-        SELECT dataset, submission_id, record_prefix, $2, $4, $5, attempts, sent_at, doubted_until FROM first
+            (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows, attempts, sent_at)
+        SELECT dataset, submission_id, record_prefix, half.first, half.last, half.rows,
+            CASE WHEN is_kept THEN attempts ELSE 0 END, CASE WHEN is_kept THEN sent_at END
+        FROM whole CROSS JOIN LATERAL (VALUES (first_ordinal, $2 - 1, $3), ($2, $4, $5)) half (first, last, rows)
+        WHERE half.first = $2 OR NOT is_kept
         RETURNING {WORK}"
     );
-    let second: Option<Delivery> = sqlx::query_as(AssertSqlSafe(sql))
+    let mut made: Vec<Delivery> = sqlx::query_as(AssertSqlSafe(sql))
         .bind(delivery.id)
         .bind(middle)
         .bind(before)
         .bind(delivery.last_ordinal)
         .bind(delivery.rows - before)
         .bind(delivery.submission_id)
-        .fetch_optional(pool)
+        .fetch_all(pool)
         .await?;
-    let first = Delivery { last_ordinal: middle - 1, rows: before, ..delivery.clone() };
-    Ok(second.map(|second| [first, second]))
+    made.sort_by_key(|half| half.first_ordinal);
+    let Some(second) = made.pop() else { return Ok(None) };
+    let kept = || Delivery { last_ordinal: middle - 1, rows: before, ..delivery.clone() };
+    Ok(Some([made.pop().unwrap_or_else(kept), second]))
 }
 
 /// The ordinal of the row of a delivery that has `before` of its rows before it.
@@ -255,6 +266,17 @@ pub async fn doubt(pool: &PgPool, ids: &[i64]) -> Result<()> {
     );
     sqlx::query(AssertSqlSafe(sql)).bind(ids).execute(pool).await?;
     Ok(())
+}
+
+/// Takes a completed delivery in hand again, which LabKey does not have as it should; false when it was withdrawn meanwhile.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn reopen(pool: &PgPool, id: i64, holder: &str) -> Result<bool> {
+    let sql = "-- labkey.reopen
+        UPDATE labkey_deliveries SET state = 'unknown', holder = $2
+        WHERE id = $1 AND state = 'completed' AND withdrawn_at IS NULL";
+    Ok(sqlx::query(sql).bind(id).bind(holder).execute(pool).await?.rows_affected() == 1)
 }
 
 /// Ends the doubt about deliveries that were looked for, if their time is over or there is none to be had.

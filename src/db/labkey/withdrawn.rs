@@ -26,7 +26,7 @@ pub async fn withdraw(connection: &mut PgConnection, submission: i64) -> Result<
         UPDATE labkey_deliveries SET withdrawn_at = now(), error = NULL,
             state = CASE WHEN state IN ('pending', 'failed') THEN 'unknown' ELSE state END,
             doubted_until = CASE WHEN state IN ('in_flight', 'unknown') THEN now() + {DOUBT} ELSE doubted_until END
-        WHERE submission_id = $1"
+        WHERE submission_id = $1 AND withdrawn_at IS NULL"
     );
     sqlx::query(AssertSqlSafe(sql)).bind(submission).execute(connection).await?;
     Ok(())

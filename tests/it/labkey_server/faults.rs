@@ -31,6 +31,8 @@ pub enum Fault {
     Full,
     /// The row is there by now, brought by a request that this one has waited for: of an import 200.
     Exists,
+    /// 413 of a proxy: the request is not handled.
+    TooLarge,
     /// 302 to the same place by https, as when the server is reached by http or under maintenance.
     Redirect,
     /// 503 as HTML, with `Retry-After` in seconds if some.
@@ -54,6 +56,7 @@ impl Fault {
             Self::Exists => import::refused(Refusal::Database(
                 "ERROR: duplicate key value violates unique constraint \"c1d2_gottcha2_results_pk\"".to_owned(),
             )),
+            Self::TooLarge => Reply::html(413, "Request Entity Too Large"),
             Self::Redirect => {
                 let mut reply = Reply::html(302, "");
                 reply.location = Some("https://labkey.invalid/");
