@@ -1,7 +1,7 @@
 //! One request: its deliveries are taken in hand, read, sent, and marked by one statement, since LabKey takes or refuses
 //! them together.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -77,8 +77,12 @@ impl Run<'_> {
         let payload = self.payload(&group, &rows);
         drop(rows);
         let started = Instant::now();
-        let answer = self.send(&group, &payload).await;
+        let is_lost = AtomicBool::new(false);
+        let answer = self.send(&group, &payload, &is_lost).await;
         telemetry::labkey_request(self.dataset(), started.elapsed());
+        if is_lost.into_inner() {
+            labkey::doubt(self.pool, &claimed).await?;
+        }
         match answer {
             Ok(transaction) => {
                 let how = Outcome {
@@ -103,7 +107,13 @@ impl Run<'_> {
         Payload { bytes: csv.into(), rows: rows.len() }
     }
 
-    async fn send(&self, group: &[Delivery], payload: &Payload) -> Result<Option<String>, Failure> {
+    /// Sends rows; `is_lost` becomes true when a merge of them was given up for lost, which may still arrive.
+    async fn send(
+        &self,
+        group: &[Delivery],
+        payload: &Payload,
+        is_lost: &AtomicBool,
+    ) -> Result<Option<String>, Failure> {
         let (client, list) = (&self.labkey.client, self.target.list.list_name());
         if !self.target.merges {
             return client.patiently(|| client.insert(payload)).await;
@@ -115,6 +125,7 @@ impl Run<'_> {
                     return failure;
                 }
                 // To merge again does no harm.
+                is_lost.store(true, Ordering::Relaxed);
                 telemetry::labkey_reconciled(self.dataset(), "merged again", 1);
                 Failure { kind: FailureKind::Transient, ..failure }
             })

@@ -45,7 +45,7 @@ impl Run<'_> {
     /// What it has is completed; what it has not is released, and answered with.
     pub(super) async fn settle(&self, doubtful: Vec<Delivery>, age: Duration) -> Result<Vec<Delivery>> {
         if self.target.merges {
-            labkey::release(self.pool, &ids(&doubtful), &self.holder, false).await?;
+            labkey::release(self.pool, &ids(&doubtful), &self.holder, true).await?;
             return Ok(doubtful);
         }
         let deadline = Instant::now() + self.labkey.config.settle.saturating_sub(age);
@@ -81,17 +81,35 @@ impl Run<'_> {
         Ok(missing)
     }
 
-    /// Looks for requests that were given up for lost and arrived after all: their rows are there twice, and leave again.
+    /// Looks for requests that were given up for lost and arrived after all: their rows are there twice, or again, and leave.
     pub(super) async fn remove_latecomers(&self) -> Result<()> {
         let mut after = 0;
         loop {
             let page = few(labkey::doubted(self.pool, self.dataset(), after, DELIVERIES as i64).await?);
             let Some(last) = page.last().filter(|_| !self.lease.is_cancelled()) else { return Ok(()) };
             after = last.id;
-            let is_certain = self.target.merges;
-            let clean = if is_certain { ids(&page) } else { self.remove_surplus(&page).await? };
-            labkey::trust(self.pool, &clean, is_certain).await?;
+            let merges = self.target.merges;
+            let clean = if merges { self.remove_returned(&page).await? } else { self.remove_surplus(&page).await? };
+            labkey::trust(self.pool, &clean, merges).await?;
         }
+    }
+
+    /// Removes the rows that late merges of withdrawn deliveries have brought back, and answers with the deliveries of which
+    /// nothing is any more. A late merge of any other changes nothing.
+    async fn remove_returned(&self, page: &[Delivery]) -> Result<Vec<i64>> {
+        let mut clean = Vec::new();
+        for one in page {
+            if one.is_withdrawn {
+                let kept = labkey::record_keys_kept(self.pool, &self.target.list.dataset, one).await?;
+                let rows = self.rows_of(one.record_keys().filter(|key| !kept.contains(key))).await?;
+                if let Err(failure) = self.delete(rows).await {
+                    self.names_what_stays(one, "rows that came after they were removed here,", failure).await?;
+                    continue;
+                }
+            }
+            clean.push(one.id);
+        }
+        Ok(clean)
     }
 
     /// Removes what is there too often of some deliveries, and answers with those of which nothing is any more.
@@ -109,7 +127,7 @@ impl Run<'_> {
             if !surplus.is_empty() {
                 let rows = self.rows_where(DELIVERY_KEY, &surplus).await?;
                 if let Err(failure) = self.delete(rows).await {
-                    self.names_what_stays("rows that came twice, or after they were removed here,", failure)?;
+                    self.names_what_stays(one, "rows that came twice, or after they were removed here,", failure).await?;
                     continue;
                 }
                 telemetry::labkey_reconciled(self.dataset(), "twice", 1);
@@ -120,9 +138,13 @@ impl Run<'_> {
     }
 
     /// Tells of rows that LabKey does not let us remove, and answers with its reason; any other failure ends the sync.
-    fn names_what_stays(&self, what: &str, failure: Failure) -> Result<String, Failure> {
+    async fn names_what_stays(&self, one: &Delivery, what: &str, failure: Failure) -> Result<String> {
+        if failure.kind == FailureKind::Unknown && self.target.merges {
+            // It may still arrive, and then remove rows that have come under the same keys.
+            labkey::doubt(self.pool, &[one.id]).await?;
+        }
         if !matches!(failure.kind, FailureKind::Permission | FailureKind::Invalid) {
-            return Err(failure);
+            return Err(failure.into());
         }
         self.tally.stays(format!("{what} cannot be removed from LabKey: {}", failure.reason));
         telemetry::labkey_error(self.dataset(), "removal");
@@ -169,7 +191,9 @@ impl Run<'_> {
                 }
                 let refusal = match self.remove(one).await {
                     Ok(()) => None,
-                    Err(failure) => Some(self.names_what_stays("rows that were removed or replaced here", failure)?),
+                    Err(failure) => {
+                        Some(self.names_what_stays(one, "rows that were removed or replaced here", failure).await?)
+                    }
                 };
                 labkey::removed(self.pool, &[one.id], refusal.as_deref()).await?;
             }

@@ -87,8 +87,12 @@ impl Run<'_> {
             let keys: Vec<String> = one.delivery_keys().collect();
             return self.rows_where(DELIVERY_KEY, &keys).await;
         }
+        self.rows_of(one.record_keys()).await
+    }
+
+    /// The keys, in the list, of the rows of these record keys that it holds.
+    pub(super) async fn rows_of(&self, mut keys: impl Iterator<Item = String>) -> Result<Vec<Value>, Failure> {
         let mut found = Vec::new();
-        let mut keys = one.record_keys();
         loop {
             let some: Vec<String> = keys.by_ref().take(super::reconcile::KEYS).collect();
             if some.is_empty() {

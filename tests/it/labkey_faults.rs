@@ -204,6 +204,57 @@ async fn a_replacement_that_arrives_after_it_was_given_up_for_lost_leaves_again(
     holds_once(&labkey, 12);
 }
 
+/// As if the hour were over in which requests that were given up for lost may arrive.
+async fn end_doubt(app: &TestApp) {
+    let over =
+        "UPDATE labkey_deliveries SET doubted_until = now() - interval '1 minute' WHERE doubted_until IS NOT NULL";
+    assert!(sqlx::query(over).execute(&app.pool).await.expect("update").rows_affected() > 0);
+}
+
+#[tokio::test]
+async fn a_merge_that_arrives_after_its_rows_were_replaced_does_not_last() {
+    let (labkey, app) = lab(merging(), &[("labkey.request_timeout", "300ms")]).await;
+    put(&app, records("old", 20)).await;
+    labkey.inject("query-import", Fault::DelayBefore(Duration::from_secs(4)));
+    assert_eq!(sync(&app).await["uploaded"], 20);
+    put(&app, records("new", 12)).await;
+    comes_to_hold(&labkey, &app, &[("new", 12)]).await;
+    eventually("the lost request arrives", async || labkey.counts(LIST, "SampleId").contains_key("old")).await;
+    sync(&app).await;
+    assert_eq!(labkey.rows(LIST).len(), 12, "rows that the replacement has not leave at once");
+    end_doubt(&app).await;
+    sync(&app).await;
+    assert_eq!(labkey.counts(LIST, "SampleId"), [("new".to_owned(), 12)].into());
+    holds_once(&labkey, 12);
+    assert_eq!(app.scalar::<i64>("SELECT count(*) FROM labkey_deliveries WHERE doubted_until IS NOT NULL").await, 0);
+}
+
+#[tokio::test]
+async fn a_merge_that_arrives_after_its_submission_was_removed_leaves_again() {
+    let (labkey, app) = lab(merging(), &[("labkey.request_timeout", "300ms")]).await;
+    let receipt = app.store("/ingest-gottcha2", records("S1", 20)).await;
+    labkey.inject("query-import", Fault::DelayBefore(Duration::from_secs(4)));
+    assert_eq!(sync(&app).await["uploaded"], 20);
+    remove(&app, &receipt).await;
+    comes_to_hold(&labkey, &app, &[]).await;
+    eventually("the lost request arrives", async || labkey.rows(LIST).len() == 20).await;
+    comes_to_hold(&labkey, &app, &[]).await;
+}
+
+#[tokio::test]
+async fn a_removal_that_arrives_after_the_rows_of_a_replacement_does_not_last() {
+    let more = [("labkey.request_timeout", "300ms"), ("labkey.batch_size", "10"), ("labkey.sync_wait", "100ms")];
+    let (labkey, app) = lab(merging(), &more).await;
+    put(&app, records("old", 20)).await;
+    comes_to_hold(&labkey, &app, &[("old", 20)]).await;
+    put(&app, records("new", 20)).await;
+    labkey.inject("query-saveRows", Fault::DelayBefore(Duration::from_secs(5)));
+    comes_to_hold(&labkey, &app, &[("new", 20)]).await;
+    eventually("the lost request arrives", async || labkey.rows(LIST).len() < 20).await;
+    end_doubt(&app).await;
+    comes_to_hold(&labkey, &app, &[("new", 20)]).await;
+}
+
 #[tokio::test]
 async fn merged_rows_whose_answers_were_all_lost_leave_labkey_with_their_submission() {
     let more = [("labkey.patience", "1s"), ("labkey.sync_wait", "100ms")];
@@ -276,9 +327,7 @@ async fn rows_that_came_twice_and_may_not_be_removed_are_named_and_hold_up_no_ot
     eventually("the rows are there twice", async || labkey.rows(LIST).len() == 40).await;
     labkey.permit(&[Permission::Read, Permission::Insert, Permission::Update]);
     // Even when their time is over.
-    let over =
-        "UPDATE labkey_deliveries SET doubted_until = now() - interval '1 minute' WHERE doubted_until IS NOT NULL";
-    sqlx::query(over).execute(&app.pool).await.expect("update");
+    end_doubt(&app).await;
     app.store("/ingest-gottcha2", records("S2", 3)).await;
     let report = sync(&app).await;
     assert!(report["errors"][0].as_str().expect("error").contains("cannot be removed"), "{report}");
@@ -451,6 +500,9 @@ async fn nothing_is_scheduled_once_nothing_is_left_to_do() {
     set("state = 'unknown', doubted_until = NULL").await;
     remove(&app, &receipt).await;
     comes_to_hold(&labkey, &app, &[]).await;
+    sync(&app).await;
+    assert!(any_work().await, "its last merge may still arrive");
+    end_doubt(&app).await;
     sync(&app).await;
     assert!(!any_work().await);
     set("state = 'failed'").await;

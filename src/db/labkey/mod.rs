@@ -16,7 +16,7 @@ use crate::error::Result;
 pub use destinations::{Destination, destinations, forget_deliveries, forget_destination, go_to};
 pub use plan::{Successor, next_unplanned, plan, plan_one, successors, unplan};
 pub use stats::{LastSync, Stats, any_work, last_syncs, record, stats};
-pub use withdrawn::{removed, withdraw, withdrawn, withdrawn_of};
+pub use withdrawn::{record_keys_kept, removed, withdraw, withdrawn, withdrawn_of};
 
 /// How long a request that was given up for lost is looked for.
 const DOUBT: &str = "interval '1 hour'";
@@ -279,14 +279,25 @@ pub async fn reopen(pool: &PgPool, id: i64, holder: &str) -> Result<bool> {
     Ok(sqlx::query(sql).bind(id).bind(holder).execute(pool).await?.rows_affected() == 1)
 }
 
-/// Ends the doubt about deliveries that were looked for, if their time is over or there is none to be had.
+/// Ends the doubt about deliveries that were looked for, if their time is over. Where rows are `merged`, a late request of a
+/// withdrawn one may have changed or removed those that took its place: they are pending once more.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn trust(pool: &PgPool, ids: &[i64], is_certain: bool) -> Result<()> {
+pub async fn trust(pool: &PgPool, ids: &[i64], merged: bool) -> Result<()> {
+    let mut transaction = pool.begin().await?;
+    if merged {
+        let sql = "-- labkey.send_again
+            UPDATE labkey_deliveries one SET state = 'pending', holder = NULL FROM labkey_deliveries gone
+            WHERE gone.id = ANY($1) AND gone.doubted_until < now() AND gone.withdrawn_at IS NOT NULL
+              AND one.dataset = gone.dataset AND one.record_prefix = gone.record_prefix
+              AND one.submission_id <> gone.submission_id AND one.state = 'completed' AND one.withdrawn_at IS NULL";
+        sqlx::query(sql).bind(ids).execute(&mut *transaction).await?;
+    }
     let sql = "-- labkey.trust
-        UPDATE labkey_deliveries SET doubted_until = NULL WHERE id = ANY($1) AND ($2 OR doubted_until < now())";
-    sqlx::query(sql).bind(ids).bind(is_certain).execute(pool).await?;
+        UPDATE labkey_deliveries SET doubted_until = NULL WHERE id = ANY($1) AND doubted_until < now()";
+    sqlx::query(sql).bind(ids).execute(&mut *transaction).await?;
+    transaction.commit().await?;
     Ok(())
 }
 

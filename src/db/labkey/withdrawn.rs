@@ -1,10 +1,12 @@
 //! Deliveries whose submission was removed or replaced here, and that have to leave LabKey too.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use super::{DOUBT, Delivery, WORK};
+use crate::dataset::{Dataset, sql};
 use crate::error::Result;
 
 /// Says that the rows of a submission are going: what LabKey may have of them will be looked up and removed there. What
@@ -66,6 +68,24 @@ pub async fn withdrawn_of(pool: &PgPool, dataset: &str, prefix: &str) -> Result<
         WHERE dataset = $1 AND record_prefix = $2 AND withdrawn_at IS NOT NULL AND removed_at IS NULL ORDER BY id"
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(dataset).bind(prefix).fetch_all(pool).await?)
+}
+
+/// The record keys among those of a withdrawn delivery that rows have which are delivered under them now.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn record_keys_kept(pool: &PgPool, dataset: &Dataset, gone: &Delivery) -> Result<HashSet<String>> {
+    let sql = format!(
+        "-- labkey.record_keys_kept
+        SELECT d.record_prefix || '-' || t.ordinal FROM labkey_deliveries d JOIN {} t
+            ON t.submission_id = d.submission_id AND t.ordinal BETWEEN d.first_ordinal AND d.last_ordinal
+        WHERE d.dataset = $1 AND d.record_prefix = $2 AND d.withdrawn_at IS NULL AND d.state <> 'failed'
+          AND t.ordinal BETWEEN $3 AND $4",
+        sql::quoted(&dataset.table)
+    );
+    let kept = sqlx::query_scalar(AssertSqlSafe(sql)).bind(&dataset.name).bind(&gone.record_prefix);
+    let kept: Vec<String> = kept.bind(gone.first_ordinal).bind(gone.last_ordinal).fetch_all(pool).await?;
+    Ok(kept.into_iter().collect())
 }
 
 /// Says that LabKey has no row of withdrawn deliveries any more, or why it still does.
