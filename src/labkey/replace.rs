@@ -36,9 +36,13 @@ impl Run<'_> {
         let list = &self.target.list;
         let Some(planned) = labkey::plan_one(self.pool, &list.dataset, successor).await? else { return Ok(true) };
         let new = labkey::claim(self.pool, &[planned.id], &self.holder).await?;
+        if new.is_empty() {
+            // Withdrawn meanwhile.
+            return Ok(false);
+        }
         let limit = self.labkey.config.batch_bytes.as_u64();
         let Some(rows) = read(self.pool, self.target.copy_json(&new), limit).await? else { return Ok(false) };
-        if new.is_empty() || i32::try_from(rows.len()) != Ok(planned.rows) {
+        if i32::try_from(rows.len()) != Ok(planned.rows) {
             return Ok(false);
         }
         let rows: Vec<Value> = rows.iter().filter_map(|row| serde_json::from_slice(row).ok()).collect();

@@ -166,6 +166,24 @@ async fn a_replacement_that_breaks_off_before_it_is_written_down_keeps_its_rows(
 }
 
 #[tokio::test]
+async fn a_replacement_that_is_removed_before_it_is_sent_ends_no_sync() {
+    let (labkey, app) = lab(merging(), &[]).await;
+    put(&app, records("old", 25)).await;
+    sync(&app).await;
+    put(&app, records("new", 12)).await;
+    let removed = "CREATE FUNCTION remove_at_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            DELETE FROM gottcha2_full WHERE submission_id = NEW.submission_id;
+            DELETE FROM submissions WHERE id = NEW.submission_id;
+            DELETE FROM labkey_deliveries WHERE id = NEW.id;
+            RETURN NULL; END $$;
+        CREATE TRIGGER remove_at_once AFTER INSERT ON labkey_deliveries FOR EACH ROW EXECUTE FUNCTION remove_at_once()";
+    sqlx::raw_sql(removed).execute(&app.pool).await.expect("trigger");
+    let report = sync(&app).await;
+    assert_eq!((&report["errors"], &report["remaining"]), (&json!([]), &json!(0)), "{report}");
+    assert!(labkey.rows(LIST).is_empty());
+}
+
+#[tokio::test]
 async fn a_replacement_in_doubt_waits_for_the_rows_that_it_replaces_to_leave() {
     for list in [merging(), inserting()] {
         let (labkey, app) = lab(list, &[]).await;
