@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use sqlx::PgPool;
+use sqlx::pool::PoolConnection;
+use sqlx::{PgPool, Postgres};
 
 use super::client::{Client, Payload};
 use super::failure::{Failure, FailureKind};
@@ -251,20 +252,33 @@ fn rows_of(group: &[Delivery]) -> usize {
 
 /// The rows of a COPY, one message each; none when they are more than `limit` bytes.
 pub(super) async fn read(pool: &PgPool, statement: String, limit: u64) -> Result<Option<Vec<Bytes>>> {
-    let mut connection = pool.acquire().await?;
+    let mut reader = Reader { connection: pool.acquire().await?, is_at_end: false };
     let mut rows = Vec::new();
     let mut size = 0;
-    let mut copy = db::copy_out(&mut connection, statement).await?;
+    let mut copy = db::copy_out(&mut reader.connection, statement).await?;
     while let Some(row) = copy.next().await.transpose()? {
         size += row.len() as u64;
         if size > limit {
-            drop(copy);
-            // The rest would have to be read before it could be used again.
-            connection.close_on_drop();
             return Ok(None);
         }
         rows.push(row);
     }
     drop(copy);
+    reader.is_at_end = true;
     Ok(Some(rows))
+}
+
+/// A connection on which a COPY begins. Unless that is read to its end, it is not used again: who came next would get its
+/// answers.
+struct Reader {
+    connection: PoolConnection<Postgres>,
+    is_at_end: bool,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if !self.is_at_end {
+            self.connection.close_on_drop();
+        }
+    }
 }

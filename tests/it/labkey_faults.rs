@@ -867,6 +867,22 @@ async fn a_large_delivery_of_which_somebody_has_deleted_rows_by_hand_is_named() 
 }
 
 #[tokio::test]
+async fn a_database_that_refuses_to_read_rows_leaves_no_answer_to_the_next_who_asks() {
+    let (labkey, app) = lab(inserting(), &[]).await;
+    app.store("/ingest-gottcha2", records("S1", 5)).await;
+    sqlx::query("ALTER TABLE gottcha2_full RENAME COLUMN name TO away").execute(&app.pool).await.expect("rename");
+    let report = sync(&app).await;
+    assert!(report["errors"][0].as_str().expect("error").contains("the database did not answer"), "{report}");
+    for number in 0..200 {
+        let answers = sqlx::query_scalar("SELECT $1::integer").bind(number).fetch_one(&app.pool);
+        assert_eq!(answers.await.ok(), Some(number));
+    }
+    sqlx::query("ALTER TABLE gottcha2_full RENAME COLUMN away TO name").execute(&app.pool).await.expect("rename");
+    assert_eq!(sync(&app).await["uploaded"], 5);
+    holds_once(&labkey, 5);
+}
+
+#[tokio::test]
 async fn a_sync_can_be_stopped_and_goes_on_later() {
     let more = [("labkey.batch_size", "10"), ("labkey.requests", "1"), ("labkey.sync_wait", "100ms")];
     let (labkey, app) = lab(inserting(), &more).await;
