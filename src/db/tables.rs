@@ -52,6 +52,9 @@ pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<
     let mut statements = Vec::new();
     let mut mistakes = Vec::new();
     for dataset in datasets.iter() {
+        if let Some(reason) = left_behind(connection, dataset, datasets, &tables).await? {
+            mistakes.push(Mistake::new(&dataset.name, reason));
+        }
         let planned = check_key(dataset, &keys).and_then(|()| plan_table(dataset, &tables, &indexes, &views));
         match planned {
             Ok(found) => statements.extend(found),
@@ -93,6 +96,36 @@ fn check_key(dataset: &Dataset, keys: &HashMap<String, Vec<String>>) -> Result<(
         )]),
         _ => Ok(()),
     }
+}
+
+/// Refuses another name of a table while rows of the dataset are in the former: they count as stored, and were neither
+/// delivered nor removed.
+async fn left_behind(
+    connection: &mut PgConnection,
+    dataset: &Dataset,
+    datasets: &Datasets,
+    tables: &HashMap<String, ExistingTable>,
+) -> Result<Option<String>> {
+    if tables.contains_key(&dataset.table) || !tables.contains_key("submissions") {
+        return Ok(None);
+    }
+    let sql = "-- tables.left_behind\nSELECT count(*) FROM submissions WHERE dataset = $1 AND rows > 0";
+    let submissions: i64 = sqlx::query_scalar(sql).bind(&dataset.name).fetch_one(connection).await?;
+    if submissions == 0 {
+        return Ok(None);
+    }
+    let is_free = |name: &&String| datasets.iter().all(|other| other.table != **name);
+    let is_of_rows =
+        |name: &&String| ["submission_id", "ordinal"].iter().all(|column| tables[*name].contains_key(*column));
+    let mut others: Vec<&str> = tables.keys().filter(is_free).filter(is_of_rows).map(String::as_str).collect();
+    others.sort_unstable();
+    Ok(Some(format!(
+        "dataset {} has rows of {submissions} submissions in another table than {} (of those here: {}): declare what it was, or \
+         rename that table in PostgreSQL",
+        dataset.name,
+        dataset.table,
+        if others.is_empty() { "none".to_owned() } else { others.join(", ") }
+    )))
 }
 
 async fn existing_tables(connection: &mut PgConnection) -> Result<HashMap<String, ExistingTable>> {

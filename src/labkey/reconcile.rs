@@ -127,7 +127,8 @@ impl Run<'_> {
             if !surplus.is_empty() {
                 let rows = self.rows_where(DELIVERY_KEY, &surplus).await?;
                 if let Err(failure) = self.delete(rows).await {
-                    self.names_what_stays(one, "rows that came twice, or after they were removed here,", failure).await?;
+                    self.names_what_stays(one, "rows that came twice, or after they were removed here,", failure)
+                        .await?;
                     continue;
                 }
                 telemetry::labkey_reconciled(self.dataset(), "twice", 1);

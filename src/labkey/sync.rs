@@ -91,12 +91,16 @@ async fn walk(
         run.remove_withdrawn().await?;
         lease.progress.enter("deliver");
         let planned = labkey::plan(pool, &list.dataset, labkey.config.batch_size, labkey.since).await?;
+        if planned.missing > 0 {
+            let table = &list.dataset.table;
+            tally.error(format!("the table {table} has no rows of {} submissions: they stay pending", planned.missing));
+        }
         run.expect().await?;
         let sent = run.send_pending().await?;
         if lease.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        if planned == 0 && sent == 0 {
+        if planned.deliveries == 0 && sent == 0 {
             return Ok(());
         }
     }

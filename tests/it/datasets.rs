@@ -87,6 +87,31 @@ async fn another_unique_key_than_the_table_keeps_is_refused() {
 }
 
 #[tokio::test]
+async fn another_name_of_a_table_is_refused_while_rows_are_in_the_former() {
+    let folder = folder(DEFINITION);
+    let app = TestApp::with(&[("datasets.dir", folder.path().to_str().expect("path"))]).await;
+    let prepare = async || {
+        let overrides = [("datasets.dir".to_owned(), folder.path().display().to_string())];
+        let config = Config::load(None, [], &overrides).expect("configuration");
+        App::new(config, &app.database_url()).expect("app").prepare().await
+    };
+    let rename = |from: &str, to: &str| {
+        let path = folder.path().join("kraken.toml");
+        std::fs::write(path, DEFINITION.replace(from, to)).expect("write");
+    };
+    rename("kraken_report", "kraken_first");
+    prepare().await.expect("there are no rows yet");
+    rename("kraken_report", "kraken_report");
+    app.store("/ingest/kraken?sample_id=S", "sample_id\tpercent\nA\t12.5\n").await;
+    rename("kraken_report", "kraken_new");
+    let error = prepare().await.expect_err("refused").to_string();
+    assert!(error.contains("dataset kraken has rows of 1 submissions in another table than kraken_new"), "{error}");
+    assert!(error.contains("kraken_first, kraken_report"), "{error}");
+    sqlx::query("ALTER TABLE kraken_report RENAME TO kraken_new").execute(&app.pool).await.expect("rename");
+    prepare().await.expect("its rows are there");
+}
+
+#[tokio::test]
 async fn a_table_called_like_a_temporary_one_keeps_its_rows() {
     let definition =
         DEFINITION.replace("kraken_report", "incoming").replace("title =", "unique = [\"sample_id\"]\ntitle =");

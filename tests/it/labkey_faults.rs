@@ -854,6 +854,23 @@ async fn rows_that_somebody_has_deleted_here_by_hand_hold_up_no_others() {
 }
 
 #[tokio::test]
+async fn a_submission_whose_rows_are_not_in_the_table_is_named_and_delivered_once_they_are() {
+    let (labkey, app) = lab(inserting(), &[]).await;
+    app.store("/ingest-gottcha2", records("S1", 5)).await;
+    app.store("/ingest-gottcha2", records("S2", 3)).await;
+    let away = "CREATE TABLE away AS SELECT * FROM gottcha2_full WHERE sample_id = 'S1';
+        DELETE FROM gottcha2_full WHERE sample_id = 'S1'";
+    sqlx::raw_sql(away).execute(&app.pool).await.expect("move");
+    let report = sync(&app).await;
+    assert_eq!((&report["uploaded"], &report["remaining"]), (&json!(3), &json!(5)), "{report}");
+    assert!(report["errors"][0].as_str().expect("error").contains("gottcha2_full has no rows of 1 sub"), "{report}");
+    let back = "INSERT INTO gottcha2_full SELECT * FROM away";
+    sqlx::query(back).execute(&app.pool).await.expect("move");
+    assert_eq!(sync(&app).await["uploaded"], 5);
+    holds_once(&labkey, 8);
+}
+
+#[tokio::test]
 async fn a_large_delivery_of_which_somebody_has_deleted_rows_by_hand_is_named() {
     let (_labkey, app) = lab(inserting(), &[("labkey.batch_bytes", "64KiB")]).await;
     let wide = RECORD.replace("Orthoebolavirus zairense", &"y".repeat(3000));

@@ -18,18 +18,27 @@ const PLAN_ROWS: i64 = 200_000;
 /// What record keys of a submission `s` begin with.
 const PREFIX: &str = "left(encode(sha256(convert_to(s.dataset || chr(10) || s.key, 'UTF8')), 'hex'), 32)";
 
-/// Makes deliveries of at most `batch` rows for the next submissions that have none, and answers with their number.
-/// Rows that replace others are left until LabKey holds the others no more.
+/// What [`plan`] has made.
+#[derive(Debug, Default)]
+pub struct Planned {
+    /// Deliveries.
+    pub deliveries: i64,
+    /// Submissions that were looked at and have no rows in the table.
+    pub missing: i64,
+}
+
+/// Makes deliveries of at most `batch` rows for the next submissions that have none. Rows that replace others are left until
+/// LabKey holds the others no more, and submissions whose rows are not in the table until they are.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn plan(pool: &PgPool, dataset: &Dataset, batch: usize, since: Option<DateTime<Utc>>) -> Result<u64> {
+pub async fn plan(pool: &PgPool, dataset: &Dataset, batch: usize, since: Option<DateTime<Utc>>) -> Result<Planned> {
     let sql = format!(
         "-- labkey.plan
         WITH candidates AS (
             SELECT id, sum(rows) OVER (ORDER BY id) - rows AS before FROM (
                 SELECT s.id, s.rows FROM submissions s
-                WHERE s.dataset = $1 AND NOT s.labkey_planned AND s.rows > 0
+                WHERE s.dataset = $1 AND NOT s.labkey_planned AND s.rows > 0 AND s.id > $6
                   AND ($2::timestamptz IS NULL OR s.created_at >= $2)
                   AND NOT EXISTS (SELECT FROM labkey_deliveries old WHERE old.dataset = $1
                       AND old.record_prefix = {PREFIX} AND old.withdrawn_at IS NOT NULL AND old.removed_at IS NULL)
@@ -37,26 +46,36 @@ pub async fn plan(pool: &PgPool, dataset: &Dataset, batch: usize, since: Option<
         chosen AS (
             SELECT s.id, {PREFIX} AS prefix FROM submissions s
             WHERE NOT s.labkey_planned AND s.id IN (SELECT id FROM candidates WHERE before < $4) FOR UPDATE),
-        marked AS (
-            UPDATE submissions SET labkey_planned = true FROM chosen WHERE submissions.id = chosen.id),
         parts AS (
             SELECT submission_id, prefix, ordinal,
                 (row_number() OVER (PARTITION BY submission_id ORDER BY ordinal) - 1) / $5 AS part
-            FROM {} JOIN chosen ON chosen.id = submission_id)
-        INSERT INTO labkey_deliveries (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows)
-        SELECT $1, submission_id, prefix, min(ordinal), max(ordinal), count(*) FROM parts
-        GROUP BY submission_id, prefix, part ORDER BY submission_id, part",
+            FROM {} JOIN chosen ON chosen.id = submission_id),
+        made AS (
+            INSERT INTO labkey_deliveries (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows)
+            SELECT $1, submission_id, prefix, min(ordinal), max(ordinal), count(*) FROM parts
+            GROUP BY submission_id, prefix, part ORDER BY submission_id, part RETURNING submission_id),
+        marked AS (
+            UPDATE submissions SET labkey_planned = true WHERE id IN (SELECT submission_id FROM made) RETURNING id)
+        SELECT (SELECT count(*) FROM made), count(*) - (SELECT count(*) FROM marked), max(id) FROM chosen",
         sql::quoted(&dataset.table)
     );
-    let made = sqlx::query(AssertSqlSafe(sql))
-        .bind(&dataset.name)
-        .bind(since)
-        .bind(PLAN_SUBMISSIONS)
-        .bind(PLAN_ROWS)
-        .bind(i64::try_from(batch).unwrap_or(i64::MAX))
-        .execute(pool)
-        .await?;
-    Ok(made.rows_affected())
+    let (mut planned, mut after) = (Planned::default(), 0);
+    // Submissions whose rows are missing hold up none behind them.
+    while planned.deliveries == 0 {
+        let (deliveries, missing, last): (i64, i64, Option<i64>) = sqlx::query_as(AssertSqlSafe(sql.clone()))
+            .bind(&dataset.name)
+            .bind(since)
+            .bind(PLAN_SUBMISSIONS)
+            .bind(PLAN_ROWS)
+            .bind(i64::try_from(batch).unwrap_or(i64::MAX))
+            .bind(after)
+            .fetch_one(pool)
+            .await?;
+        let Some(last) = last else { break };
+        planned = Planned { deliveries, missing: planned.missing + missing };
+        after = last;
+    }
+    Ok(planned)
 }
 
 /// What would be the first deliveries of submissions that have none, for a look at their rows.
@@ -125,18 +144,21 @@ pub async fn successors(
     Ok(found.fetch_all(pool).await?)
 }
 
-/// Makes the one delivery of a successor; none when the submission is gone or was planned meanwhile.
+/// Makes the one delivery of a successor; none when the submission is gone, was planned meanwhile, or has no rows in the table.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn plan_one(pool: &PgPool, dataset: &Dataset, successor: &Successor) -> Result<Option<Delivery>> {
     let sql = format!(
         "-- labkey.plan_one
-        WITH chosen AS (
-            UPDATE submissions SET labkey_planned = true WHERE id = $2 AND NOT labkey_planned RETURNING id)
-        INSERT INTO labkey_deliveries (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows)
-        SELECT $1, submission_id, $3, min(ordinal), max(ordinal), count(*) FROM {} JOIN chosen ON chosen.id = submission_id
-        GROUP BY submission_id RETURNING {WORK}",
+        WITH chosen AS (SELECT id FROM submissions WHERE id = $2 AND NOT labkey_planned FOR UPDATE),
+        made AS (
+            INSERT INTO labkey_deliveries (dataset, submission_id, record_prefix, first_ordinal, last_ordinal, rows)
+            SELECT $1, submission_id, $3, min(ordinal), max(ordinal), count(*) FROM {} JOIN chosen ON chosen.id = submission_id
+            GROUP BY submission_id RETURNING *),
+        marked AS (
+            UPDATE submissions SET labkey_planned = true WHERE id IN (SELECT submission_id FROM made))
+        SELECT {WORK} FROM made",
         sql::quoted(&dataset.table)
     );
     let made = sqlx::query_as(AssertSqlSafe(sql));
