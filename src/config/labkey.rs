@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use chrono::{DateTime, Utc};
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use super::{Secret, values};
@@ -102,9 +103,14 @@ impl LabkeyConfig {
             "labkey.server_url",
             "must begin with https:// or http://",
         );
+        check(
+            self.server_url.as_deref().is_none_or(|url| !has_login(url)),
+            "labkey.server_url",
+            "must hold no user and no password: use labkey.username and labkey.password",
+        );
         check(!is_on || self.project_path.is_some(), "labkey.project_path", "is needed with labkey.server_url");
-        let has_login = self.api_key.is_some() || (self.username.is_some() && self.password.is_some());
-        check(!is_on || has_login, "labkey.api_key", "is needed with labkey.server_url, or username and password");
+        let has_key = self.api_key.is_some() || (self.username.is_some() && self.password.is_some());
+        check(!is_on || has_key, "labkey.api_key", "is needed with labkey.server_url, or username and password");
         check((1..=100_000).contains(&self.batch_size), "labkey.batch_size", "must be between 1 and 100000");
         check(self.batch_bytes.as_u64() >= 64 * bytesize::KIB, "labkey.batch_bytes", "must be at least 64KiB");
         check((1..=32).contains(&self.requests), "labkey.requests", "must be between 1 and 32");
@@ -136,4 +142,9 @@ impl LabkeyConfig {
     pub fn first_moment(&self) -> Result<Option<DateTime<Utc>>, chrono::ParseError> {
         if self.since.is_empty() { Ok(None) } else { self.since.parse().map(Some) }
     }
+}
+
+/// Whether an address holds a user or a password. It is shown where secrets are not.
+fn has_login(url: &str) -> bool {
+    Url::parse(url).is_ok_and(|url| !url.username().is_empty() || url.password().is_some())
 }

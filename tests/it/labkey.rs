@@ -1,6 +1,7 @@
 //! Rows to LabKey: what arrives in its lists, what the record says of it, and how it is steered.
 
 use chrono::{DateTime, Utc};
+use nvd_support_car::config::Config;
 use nvd_support_car::jobs::schedule;
 use serde_json::{Value, json};
 
@@ -75,6 +76,16 @@ pub fn holds_once(labkey: &LabKeyServer, rows: usize) {
     let twice: Vec<_> = counts.iter().filter(|(_, count)| **count != 1).collect();
     assert!(twice.is_empty(), "{twice:?}");
     assert_eq!(counts.len(), rows);
+}
+
+#[test]
+fn an_address_with_a_password_is_refused_and_not_printed() {
+    for url in ["https://bob:secret@labkey.example.org", "http://secret@labkey.example.org/labkey"] {
+        let overrides = settings(url).into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let error = Config::load(None, [], &overrides.collect::<Vec<_>>()).expect_err("refused").to_string();
+        assert!(error.contains("labkey.server_url") && error.contains("labkey.password"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
 }
 
 #[tokio::test]
