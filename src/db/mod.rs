@@ -81,8 +81,14 @@ async fn is_in_step(connection: &mut PgConnection) -> sqlx::Result<bool> {
 /// Brings the service's own tables up to date.
 ///
 /// # Errors
-/// A database out of reach, or one that a newer version of the service has migrated.
+/// A database out of reach, one that a newer version of the service has migrated, or one that cannot keep every letter.
 pub async fn migrate(pool: &PgPool) -> Result<()> {
+    let sql = "-- tables.encoding\nSELECT current_database()::text, current_setting('server_encoding')";
+    let (name, encoding): (String, String) = sqlx::query_as(sql).fetch_one(pool).await?;
+    if encoding != "UTF8" {
+        let reason = format!("database {name} is encoded in {encoding}, and must be in UTF8, so that it takes every text");
+        return Err(Error::Environment(reason));
+    }
     let mut connection = pool.acquire().await?;
     // It keeps sqlx's lock on migrations where one fails.
     connection.close_on_drop();

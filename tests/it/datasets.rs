@@ -6,6 +6,7 @@ use nvd_support_car::app::App;
 use nvd_support_car::config::Config;
 use nvd_support_car::dataset::Datasets;
 use nvd_support_car::db::tables;
+use sqlx::{AssertSqlSafe, PgPool};
 
 use crate::app::{TestApp, create_database, eventually};
 
@@ -84,6 +85,20 @@ async fn another_unique_key_than_the_table_keeps_is_refused() {
         assert!(error.contains("kraken_report keeps rows unique by (sample_id)"), "{error}");
     }
     prepare(&unique("\"sample_id\"")).await.expect("as it was");
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_keep_every_letter_is_refused_at_the_start() {
+    let (name, url) = create_database().await;
+    let latin = format!("{name}_latin");
+    let create =
+        format!("CREATE DATABASE {latin} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'");
+    let server = PgPool::connect(&url).await.expect("connect");
+    sqlx::query(AssertSqlSafe(create)).execute(&server).await.expect("create");
+    let config = Config::load(None, [], &[]).expect("configuration");
+    let app = App::new(config, &url.replace(&name, &latin)).expect("app");
+    let error = app.prepare().await.expect_err("refused").to_string();
+    assert!(error.contains(&latin) && error.contains("LATIN1") && error.contains("UTF8"), "{error}");
 }
 
 #[tokio::test]
