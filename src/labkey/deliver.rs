@@ -36,6 +36,11 @@ impl Run<'_> {
         let mut left = vec![group];
         let mut doubts = 0;
         while let Some(group) = left.pop() {
+            if rows_of(&group) > self.labkey.config.batch_size {
+                // It was planned when batches were larger.
+                left.extend(self.halves(group).await?);
+                continue;
+            }
             let (was_busy, started) = (self.is_busy(), Instant::now());
             let posted = self.post(&group).await?;
             self.rest(was_busy, started.elapsed()).await;

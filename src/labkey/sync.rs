@@ -83,6 +83,9 @@ async fn walk(
     let run = Run { pool, labkey, target: check.target(list)?, lease, is_busy, holder, tally };
     labkey::go_to(pool, &check.destination(labkey)).await?;
     labkey::take_over(pool, &list.dataset.name, &run.holder).await?;
+    if let Some(since) = labkey.since {
+        labkey::unplan_before(pool, &list.dataset.name, since).await?;
+    }
     loop {
         lease.progress.enter("reconcile");
         run.settle_unknown().await?;

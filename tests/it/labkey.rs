@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use nvd_support_car::config::Config;
+use nvd_support_car::db::labkey::plan;
 use nvd_support_car::jobs::schedule;
 use serde_json::{Value, json};
 
@@ -356,6 +357,20 @@ async fn every_interval_makes_one_sync_over_all_replicas_and_none_when_nothing_i
     assert_eq!(app.scalar::<i64>(jobs).await, 1);
     run("2026-03-01T12:45:00Z").await;
     assert_eq!(app.scalar::<i64>(jobs).await, 1, "the one that waits will deliver this too");
+}
+
+#[tokio::test]
+async fn what_is_planned_already_keeps_to_a_batch_size_and_a_moment_that_are_set_later() {
+    for (key, value, rows) in [("labkey.batch_size", "10", 25), ("labkey.since", "2100-01-01T00:00:00Z", 0)] {
+        let (labkey, app) = lab(inserting(), &[(key, value)]).await;
+        app.store("/ingest-gottcha2", records("S1", 25)).await;
+        let dataset = app.app.datasets.get("gottcha2").expect("dataset");
+        plan(&app.pool, dataset, 1000, None).await.expect("plan");
+        let report = sync(&app).await;
+        assert_eq!((&report["uploaded"], &report["remaining"]), (&json!(rows), &json!(0)), "{report}");
+        assert!(labkey.counts(LIST, "DeliveryKey").values().all(|rows| *rows <= 10));
+        holds_once(&labkey, rows);
+    }
 }
 
 #[tokio::test]

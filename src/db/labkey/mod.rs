@@ -14,7 +14,7 @@ use crate::dataset::{Dataset, sql};
 use crate::error::Result;
 
 pub use destinations::{Destination, destinations, forget_deliveries, forget_destination, go_to};
-pub use plan::{Planned, Successor, next_unplanned, plan, plan_one, successors, unplan};
+pub use plan::{Planned, Successor, next_unplanned, plan, plan_one, successors, unplan, unplan_before};
 pub use stats::{LastSync, Stats, any_work, last_syncs, record, stats};
 pub use withdrawn::{record_keys_kept, removed, withdraw, withdrawn, withdrawn_of};
 

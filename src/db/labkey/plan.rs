@@ -78,6 +78,27 @@ pub async fn plan(pool: &PgPool, dataset: &Dataset, batch: usize, since: Option<
     Ok(planned)
 }
 
+/// Takes back what was planned of submissions from before `since`, unless some of it was sent: those are delivered to their end.
+/// Locks in the order in which submissions are removed.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn unplan_before(pool: &PgPool, dataset: &str, since: DateTime<Utc>) -> Result<()> {
+    let sql = "-- labkey.unplan_before
+        WITH old AS (
+            SELECT s.id FROM submissions s
+            WHERE s.created_at < $2 AND s.id IN (SELECT submission_id FROM labkey_deliveries
+                WHERE dataset = $1 AND state = 'pending' AND attempts = 0)
+              AND NOT EXISTS (SELECT FROM labkey_deliveries d
+                  WHERE d.submission_id = s.id AND (d.state <> 'pending' OR d.attempts > 0))
+            FOR UPDATE),
+        taken_back AS (
+            DELETE FROM labkey_deliveries USING old WHERE submission_id = old.id)
+        UPDATE submissions SET labkey_planned = false FROM old WHERE submissions.id = old.id";
+    sqlx::query(sql).bind(dataset).bind(since).execute(pool).await?;
+    Ok(())
+}
+
 /// What would be the first deliveries of submissions that have none, for a look at their rows.
 ///
 /// # Errors
