@@ -15,7 +15,14 @@ use crate::telemetry;
 /// Delivers; false when the job had become somebody else's.
 pub async fn run(app: &App, lease: &Lease, dataset: &str) -> Result<bool> {
     let labkey = configured(app)?;
-    let (report, result) = sync::run(&app.pool, &labkey, labkey.list(dataset)?, lease, &|| app.ingest.is_busy()).await;
+    let list = match labkey.list(dataset) {
+        Ok(list) => list,
+        Err(error) => {
+            deliveries::record(&app.pool, dataset, Some((error.reason(), &error.to_string()))).await?;
+            return Err(error);
+        }
+    };
+    let (report, result) = sync::run(&app.pool, &labkey, list, lease, &|| app.ingest.is_busy()).await;
     // An attempt before this one may have told something.
     let before = jobs::by_id(&app.pool, lease.id).await?.and_then(|job| job.report);
     let before = before.and_then(|before| serde_json::from_value(before).ok()).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use chrono::{TimeDelta, Utc};
 use futures_util::future::{Either, select};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,12 @@ const BEAT: Duration = Duration::from_millis(500);
 /// The wait before the second attempt; each further one waits twice as long, up to the longest.
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_mins(5);
+
+/// What only a configuration knows: another replica may have a newer one, or this one before long.
+const CONFIGURED: [&str; 3] = ["dataset", "LabKey list of the dataset", "webhook"];
+
+/// How long a job waits for a replica that knows what it is about.
+const STRANGE: TimeDelta = TimeDelta::hours(6);
 
 /// The workers of this process.
 pub struct Workers {
@@ -156,8 +163,10 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
         }
         return Ok(is_ours);
     }
-    if let Error::Locked(_) = error {
-        tracing::info!(job = %job.id, reason = report, "job waits until another process has ended");
+    let is_strange = matches!(error, Error::NotFound { what, .. } if CONFIGURED.contains(what))
+        && Utc::now() - job.created_at < STRANGE;
+    if is_strange || matches!(error, Error::Locked(_)) {
+        tracing::info!(job = %job.id, reason = report, "job waits until another process has ended, or takes it");
         return jobs::give_back(&app.pool, lease, backoff(job.attempt), &report).await;
     }
     if error.is_retryable() && job.attempt < job.max_attempts {

@@ -3,10 +3,10 @@
 use chrono::{DateTime, Utc};
 use nvd_support_car::config::Config;
 use nvd_support_car::db::labkey::plan;
-use nvd_support_car::jobs::schedule;
+use nvd_support_car::jobs::{enqueue_sync, schedule};
 use serde_json::{Value, json};
 
-use crate::app::{RECORD, TestApp, create_database, data, problem};
+use crate::app::{RECORD, TestApp, create_database, data, eventually, problem};
 use crate::labkey_server::{CONTAINER, KEY, Kind, LabKeyServer, List, PASSWORD, Permission, USER};
 use crate::process::{binary, folder, text};
 
@@ -371,6 +371,21 @@ async fn what_is_planned_already_keeps_to_a_batch_size_and_a_moment_that_are_set
         assert!(labkey.counts(LIST, "DeliveryKey").values().all(|rows| *rows <= 10));
         holds_once(&labkey, rows);
     }
+}
+
+#[tokio::test]
+async fn a_sync_of_a_dataset_that_this_replica_does_not_know_waits_for_one_that_does_for_some_hours() {
+    let (_labkey, app) = lab(merging(), &[]).await;
+    let mut connection = app.pool.acquire().await.expect("connection");
+    enqueue_sync(&mut connection, "kraken").await.expect("job");
+    let job = async || app.scalar::<String>("SELECT concat_ws(': ', state, error) FROM jobs").await;
+    let waits = "pending: there is no LabKey list of the dataset `kraken`";
+    eventually("the job is given back", async || job().await.starts_with(waits)).await;
+    let problem = "SELECT problem FROM labkey_datasets WHERE dataset = 'kraken'";
+    assert!(app.scalar::<String>(problem).await.contains("no LabKey list"));
+    let old = "UPDATE jobs SET created_at = now() - interval '1 day', run_at = now()";
+    sqlx::query(old).execute(&app.pool).await.expect("update");
+    eventually("the job has failed", async || job().await.starts_with("failed")).await;
 }
 
 #[tokio::test]
