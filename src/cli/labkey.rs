@@ -139,13 +139,21 @@ async fn sync(app: &App, dataset: Option<&str>) -> Result<String> {
         app.wake_workers();
         let job = watch(app, job.id).await?;
         let report = job.report.and_then(|report| serde_json::from_value::<DatasetReport>(report).ok());
-        let report = report.unwrap_or_default();
-        is_good &= job.state == "completed" && report.failed == 0;
-        lines.push(format!(
-            "{name}: {} rows delivered, {} refused, {} still pending, {} removed in {:.1} s",
-            report.uploaded, report.failed, report.remaining, report.removed, report.duration_seconds
-        ));
-        lines.extend(report.errors.iter().map(|error| format!("  {error}")));
+        is_good &= job.state == "completed" && report.as_ref().is_some_and(|report| report.failed == 0);
+        let errors = report.as_ref().map(|report| report.errors.clone()).unwrap_or_default();
+        lines.push(match report {
+            Some(report) => format!(
+                "{name}: {} rows delivered, {} refused, {} still pending, {} removed in {:.1} s",
+                report.uploaded, report.failed, report.remaining, report.removed, report.duration_seconds
+            ),
+            None => format!("{name}: {}", job.state),
+        });
+        lines.extend(errors.iter().map(|error| format!("  {error}")));
+        // What a report tells is told without its causes.
+        let is_told = |error: &String| errors.iter().any(|told| error.contains(told));
+        lines.extend(
+            job.error.filter(|error| job.state == "failed" && !is_told(error)).map(|error| format!("  {error}")),
+        );
         if job.state == "cancelled" {
             break;
         }

@@ -86,7 +86,8 @@ pub async fn migrate(pool: &PgPool) -> Result<()> {
     let sql = "-- tables.encoding\nSELECT current_database()::text, current_setting('server_encoding')";
     let (name, encoding): (String, String) = sqlx::query_as(sql).fetch_one(pool).await?;
     if encoding != "UTF8" {
-        let reason = format!("database {name} is encoded in {encoding}, and must be in UTF8, so that it takes every text");
+        let reason =
+            format!("database {name} is encoded in {encoding}, and must be in UTF8, so that it takes every text");
         return Err(Error::Environment(reason));
     }
     let mut connection = pool.acquire().await?;

@@ -91,8 +91,7 @@ async fn another_unique_key_than_the_table_keeps_is_refused() {
 async fn a_database_that_cannot_keep_every_letter_is_refused_at_the_start() {
     let (name, url) = create_database().await;
     let latin = format!("{name}_latin");
-    let create =
-        format!("CREATE DATABASE {latin} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'");
+    let create = format!("CREATE DATABASE {latin} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'");
     let server = PgPool::connect(&url).await.expect("connect");
     sqlx::query(AssertSqlSafe(create)).execute(&server).await.expect("create");
     let config = Config::load(None, [], &[]).expect("configuration");

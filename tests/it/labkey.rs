@@ -476,4 +476,11 @@ async fn the_command_line_checks_the_lists_and_delivers() {
     assert!(said.contains("1 deliveries to lists.gottcha2_results in") && said.contains("left there"), "{said}");
     assert!(run("sync").await.status.success());
     assert_eq!((labkey.rows("elsewhere").len(), labkey.rows(LIST).len()), (1, 1));
+    let broken = "CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no report today'; END $$;
+        CREATE TRIGGER broken BEFORE UPDATE ON jobs FOR EACH ROW WHEN (NEW.report IS NOT NULL) EXECUTE FUNCTION broken()";
+    sqlx::raw_sql(broken).execute(&pool).await.expect("trigger");
+    let failed = run("sync").await;
+    assert_eq!(failed.status.code(), Some(1));
+    let said = text(&failed.stderr);
+    assert!(said.contains("gottcha2: failed\n  the database did not answer as it should"), "{said}");
 }
