@@ -68,7 +68,7 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
 }
 
 /// Whether a connection answers what it is asked, outside of any transaction. sqlx 0.9.0 knows neither of one that is an
-/// answer behind after a COPY that was broken off, nor of a transaction whose BEGIN was.
+/// answer behind after a COPY that was broken off, nor of a transaction whose BEGIN was (decision 18).
 async fn is_in_step(connection: &mut PgConnection) -> sqlx::Result<bool> {
     static QUESTIONS: AtomicI64 = AtomicI64::new(0);
     let question = QUESTIONS.fetch_add(1, Ordering::Relaxed);
