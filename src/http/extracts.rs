@@ -168,6 +168,7 @@ pub struct PageQuery {
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<i64>,
     /// Where the page before ended. Its `Link` header has the whole address.
+    #[param(pattern = "^[0-9]{1,16}_[a-z][a-z0-9_]{0,47}$")]
     cursor: Option<String>,
 }
 
