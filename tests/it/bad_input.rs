@@ -484,3 +484,14 @@ async fn two_keys_for_one_request_are_refused() {
     assert_eq!(fault(&problem).2, "Idempotency-Key", "{problem}");
     assert_eq!(app.count("submissions").await, 0);
 }
+
+#[tokio::test]
+async fn a_row_that_only_postgresql_refuses_is_not_in_its_log_either() {
+    let app = TestApp::start().await;
+    let check = "ALTER TABLE gottcha2_full ADD CHECK (sample_id NOT LIKE 'Private%')";
+    sqlx::query(check).execute(&app.pool).await.expect("check");
+    app.refuse(422, "/ingest-gottcha2", RECORD.replace("S1", "Private-7f3a")).await;
+    let folder: String = app.scalar("SHOW data_directory").await;
+    let log = std::fs::read_to_string(format!("{folder}/server.log")).expect("log");
+    assert!(log.contains("violates check constraint") && !log.contains("Private-7f3a"));
+}

@@ -54,6 +54,8 @@ log_timezone = 'UTC'
 lc_messages = 'C'
 logging_collector = off
 log_destination = 'stderr'
+# Details would tell values of rows.
+log_error_verbosity = terse
 "
         )
     }
