@@ -55,7 +55,7 @@ impl Columns {
     pub fn push(&mut self, row: &Row<'_>) {
         for (values, source) in &mut self.values {
             match source {
-                Some(position) => self.bytes += VALUE + values.push(&row.cells[*position]),
+                Some(position) => self.bytes += VALUE + values.push(row.cell(*position)),
                 None if row.extra.is_empty() => self.bytes += VALUE + values.push(&Cell::Null),
                 None => {
                     let mut text = Vec::new();

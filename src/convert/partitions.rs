@@ -104,7 +104,7 @@ impl<'c> Partitions<'c> {
     /// # Errors
     /// A value that makes no folder, too many folders, a disk that takes no more.
     pub fn push(&mut self, row: &Row<'_>) -> Result<()> {
-        let time = self.cut.time.and_then(|position| match &row.cells[position] {
+        let time = self.cut.time.and_then(|position| match row.cell(position) {
             Cell::Timestamp(micros) => Some(*micros),
             _ => None,
         });
@@ -137,10 +137,10 @@ impl<'c> Partitions<'c> {
     /// The folder that a row belongs to.
     fn part(&mut self, row: &Row<'_>, time: Option<i64>) -> Result<usize> {
         let moment = time.and_then(DateTime::from_timestamp_micros).unwrap_or(self.cut.fallback);
-        let values = |by: &[usize]| by.iter().map(|position| text(&row.cells[*position])).collect::<Vec<_>>();
+        let values = |by: &[usize]| by.iter().map(|position| text(row.cell(*position))).collect::<Vec<_>>();
         if let Some(((span, held), index)) = &self.last
             && span.is_none_or(|span| span.start <= moment && moment < span.end)
-            && held.iter().zip(&self.cut.by).all(|(held, position)| *held == text(&row.cells[*position]))
+            && held.iter().zip(&self.cut.by).all(|(held, position)| *held == text(row.cell(*position)))
         {
             return Ok(*index);
         }

@@ -45,6 +45,8 @@ pub struct Dataset {
     pub description: String,
     /// The columns in the order of the table.
     pub columns: Vec<Column>,
+    /// The positions of the columns without whose value a row is refused.
+    pub required: Vec<usize>,
     /// The indexes besides the primary key.
     pub indexes: Vec<Index>,
     /// Columns whose values identify a row for ever: rows already there are skipped. Empty for most datasets.
@@ -228,6 +230,7 @@ impl Dataset {
             table: written.table,
             title: written.title,
             description: written.description.trim().to_owned(),
+            required: (0..columns.len()).filter(|position| columns[*position].required).collect(),
             columns,
             indexes: written.indexes,
             unique: written.unique,

@@ -168,10 +168,9 @@ impl<'de> Visitor<'de> for Record<'_, 'de> {
                     *self.current = Current::Column(position);
                     let kind = self.dataset.columns[position].kind;
                     let cell = map.next_value_seed(Value(kind))?;
-                    if self.row.cells[position] != Cell::Absent {
+                    if !self.row.set(position, cell) {
                         return Err(A::Error::custom("stands twice in this object"));
                     }
-                    self.row.cells[position] = cell;
                 }
                 Found::Extra(name) => {
                     *self.current = Current::Extra(name.clone().into_owned());

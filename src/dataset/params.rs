@@ -8,8 +8,8 @@ use super::row::{Cell, Fault, check_range};
 /// The query parameters of one submission, checked against the dataset.
 #[derive(Debug, Clone)]
 pub struct Params {
-    /// One cell for each column: its default, or `Absent`.
-    pub defaults: Vec<Cell<'static>>,
+    /// The values for columns that rows lack, with the positions of these columns.
+    pub defaults: Vec<(usize, Cell<'static>)>,
     /// Column name and text as sent, sorted by column: part of the submission's identity.
     pub pairs: Vec<(String, String)>,
 }
@@ -20,7 +20,7 @@ impl Params {
     /// # Errors
     /// Every parameter that is no column of the dataset, is given twice, or has a wrong value.
     pub fn parse(dataset: &Dataset, query: &[(String, String)]) -> Result<Self, Vec<Fault>> {
-        let mut params = Self { defaults: vec![Cell::Absent; dataset.columns.len()], pairs: Vec::new() };
+        let mut params = Self { defaults: Vec::new(), pairs: Vec::new() };
         let mut faults = Vec::new();
         for (name, text) in query.iter().filter(|(name, _)| !RESERVED_PARAMETERS.contains(&name.as_str())) {
             if let Err(reason) = params.take(dataset, name, text) {
@@ -39,7 +39,7 @@ impl Params {
             ));
         };
         let column = &dataset.columns[position];
-        if self.defaults[position] != Cell::Absent {
+        if self.has(position) {
             return Err(format!("gives column `{}` a second time", column.name));
         }
         if text.contains('\0') {
@@ -57,9 +57,15 @@ impl Params {
         if let Some(range) = column.range {
             check_range(&cell, range)?;
         }
-        self.defaults[position] = cell;
+        self.defaults.push((position, cell));
         self.pairs.push((column.name.clone(), text.to_owned()));
         Ok(())
+    }
+
+    /// Whether there is a value for the column at `position`.
+    #[must_use]
+    pub fn has(&self, position: usize) -> bool {
+        self.defaults.iter().any(|(known, _)| *known == position)
     }
 
     /// The text given for a column, if any.

@@ -39,43 +39,74 @@ impl Cell<'_> {
 #[derive(Debug)]
 pub struct Row<'a> {
     /// One cell for each column of the dataset.
-    pub cells: Vec<Cell<'a>>,
+    cells: Vec<Cell<'a>>,
+    /// The positions of those that are not absent, as they came: of a wide dataset a line speaks of few columns, and what
+    /// is done with each row must not look at all of them.
+    present: Vec<usize>,
     /// Unknown fields: the name, and the value as JSON text.
     pub extra: Vec<(Cow<'a, str>, Cow<'a, str>)>,
 }
 
 impl<'a> Row<'a> {
-    /// An empty row of that dataset, to be filled and cleared line after line.
+    /// An empty row of so many columns, to be filled and cleared line after line.
     #[must_use]
-    pub fn new(dataset: &Dataset) -> Self {
-        Self { cells: vec![Cell::Absent; dataset.columns.len()], extra: Vec::new() }
+    pub fn new(columns: usize) -> Self {
+        Self { cells: vec![Cell::Absent; columns], present: Vec::new(), extra: Vec::new() }
+    }
+
+    /// The cell of the column at `position`.
+    #[must_use]
+    pub fn cell(&self, position: usize) -> &Cell<'a> {
+        &self.cells[position]
+    }
+
+    /// The cells that are not absent, with the positions of their columns.
+    pub fn present(&self) -> impl Iterator<Item = (usize, &Cell<'a>)> {
+        self.present.iter().map(|&position| (position, &self.cells[position]))
+    }
+
+    /// Sets the cell of the column at `position`; false when it has been set before.
+    #[must_use]
+    #[inline]
+    pub fn set(&mut self, position: usize, cell: Cell<'a>) -> bool {
+        let is_first = matches!(self.cells[position], Cell::Absent);
+        if is_first {
+            self.cells[position] = cell;
+            self.present.push(position);
+        }
+        is_first
     }
 
     /// Empties the row for the next line.
     pub fn clear(&mut self) {
-        // Most cells of a wide dataset are absent already, and need no look at what they may own.
-        self.cells.iter_mut().filter(|cell| **cell != Cell::Absent).for_each(|cell| *cell = Cell::Absent);
+        for position in self.present.drain(..) {
+            self.cells[position] = Cell::Absent;
+        }
         self.extra.clear();
     }
 
     /// Fills what the line lacks from `defaults`, then checks required columns and ranges.
     ///
     /// # Errors
-    /// The position of the first column that is wrong, and why.
-    pub fn complete(&mut self, dataset: &Dataset, defaults: &[Cell<'static>]) -> Result<(), (usize, String)> {
-        let cells = self.cells.iter_mut().zip(defaults).zip(&dataset.columns).enumerate();
-        for (position, ((cell, default), column)) in cells {
-            if cell.is_empty() {
-                if !default.is_empty() {
-                    cell.clone_from(default);
-                } else if column.required {
-                    return Err((position, format!("is required: send it in every row, or once as ?{}=", column.name)));
-                }
-            } else if let Some(range) = column.range {
+    /// The position of a column that is wrong, and why.
+    pub fn complete(&mut self, dataset: &Dataset, defaults: &[(usize, Cell<'static>)]) -> Result<(), (usize, String)> {
+        for (position, cell) in self.present() {
+            if let Some(range) = dataset.columns[position].range {
                 check_range(cell, range).map_err(|reason| (position, reason))?;
             }
         }
-        Ok(())
+        for (position, default) in defaults {
+            if self.cells[*position].is_empty() && !self.set(*position, default.clone()) {
+                self.cells[*position].clone_from(default);
+            }
+        }
+        match dataset.required.iter().find(|position| self.cells[**position].is_empty()) {
+            None => Ok(()),
+            Some(&position) => {
+                let name = &dataset.columns[position].name;
+                Err((position, format!("is required: send it in every row, or once as ?{name}=")))
+            }
+        }
     }
 }
 

@@ -85,7 +85,7 @@ impl Header {
             return Ok(Self { targets });
         }
         let required: Vec<&str> =
-            dataset.columns.iter().filter(|column| column.required).map(|column| column.name.as_str()).collect();
+            dataset.required.iter().map(|position| dataset.columns[*position].name.as_str()).collect();
         let reason = format!(
             "is not a header of {0}: the first line must name the columns (at least {1}; GET /datasets/{0} lists all)",
             dataset.name,
@@ -99,18 +99,15 @@ impl Header {
             self.targets.iter().any(|target| matches!(target, Target::Column(found, _) if *found == position))
         };
         let missing = dataset
-            .columns
+            .required
             .iter()
-            .enumerate()
-            .filter(|(position, column)| column.required && params.defaults[*position].is_empty() && !named(*position))
-            .map(|(_, column)| Fault {
+            .filter(|position| !params.has(**position) && !named(**position))
+            .map(|position| &dataset.columns[*position].name)
+            .map(|name| Fault {
                 line: Some(number),
                 column: None,
-                field: Some(column.name.clone()),
-                reason: format!(
-                    "is required but not in the header: add the column, or send it once as ?{}=",
-                    column.name
-                ),
+                field: Some(name.clone()),
+                reason: format!("is required but not in the header: add the column, or send it once as ?{name}="),
             })
             .collect::<Vec<_>>();
         if missing.is_empty() { Ok(()) } else { Err(missing) }
@@ -138,9 +135,10 @@ impl Header {
             };
             match target {
                 Target::Column(position, kind) => {
-                    row.cells[*position] = kind
-                        .parse(text)
-                        .map_err(|reason| fault(offset, Some(&dataset.columns[*position].name), reason))?;
+                    let name = || dataset.columns[*position].name.as_str();
+                    let cell = kind.parse(text).map_err(|reason| fault(offset, Some(name()), reason))?;
+                    // The header names no column twice.
+                    let _ = row.set(*position, cell);
                 }
                 Target::Extra(name) => row.extra.push((Cow::Owned(name.clone()), extra_value(text))),
             }

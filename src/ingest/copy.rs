@@ -45,7 +45,7 @@ impl<F: FnMut(Batch) -> bool> Batches<F> {
     /// Nobody takes the bytes any more, there are more of them than there may be, or more rows than an ordinal holds.
     pub fn write(&mut self, number: u64, row: &Row<'_>) -> Result<(), Error> {
         let ordinal = i32::try_from(number).map_err(|_| Error::Internal("more rows than an ordinal holds".into()))?;
-        let brings_column = row.cells.iter().zip(&self.carried).any(|(cell, carried)| !carried && !cell.is_empty());
+        let brings_column = row.present().any(|(position, cell)| !self.carried[position] && !cell.is_empty());
         if brings_column {
             self.carry_more(row)?;
         }
@@ -59,9 +59,7 @@ impl<F: FnMut(Batch) -> bool> Batches<F> {
     /// Ends the batch under way, and begins one that also carries the columns that this row speaks of.
     fn carry_more(&mut self, row: &Row<'_>) -> Result<(), Error> {
         self.flush()?;
-        for (carried, cell) in self.carried.iter_mut().zip(&row.cells) {
-            *carried |= *cell != Cell::Absent;
-        }
+        row.present().for_each(|(position, _)| self.carried[position] = true);
         self.columns =
             self.carried.iter().enumerate().filter(|(_, carried)| **carried).map(|(position, _)| position).collect();
         Ok(())
@@ -103,7 +101,7 @@ fn write_row(out: &mut Vec<u8>, submission: i64, ordinal: i32, row: &Row<'_>, co
     write_field(out, &submission.to_be_bytes());
     write_field(out, &ordinal.to_be_bytes());
     for &position in columns {
-        match &row.cells[position] {
+        match row.cell(position) {
             Cell::Absent | Cell::Null => write_null(out),
             Cell::Text(text) => write_field(out, text.as_bytes()),
             Cell::Int(value) => write_field(out, &value.to_be_bytes()),
@@ -165,10 +163,9 @@ mod tests {
 
     #[test]
     fn a_row_is_written_as_the_documentation_says() {
-        let row = Row {
-            cells: vec![Cell::Text(Cow::Borrowed("ab")), Cell::Null, Cell::Timestamp(POSTGRES_EPOCH + 1)],
-            extra: vec![(Cow::Borrowed("k\"y"), Cow::Borrowed("[1]"))],
-        };
+        let mut row = Row::new(3);
+        assert!(row.set(0, Cell::Text(Cow::Borrowed("ab"))) && row.set(2, Cell::Timestamp(POSTGRES_EPOCH + 1)));
+        row.extra.push((Cow::Borrowed("k\"y"), Cow::Borrowed("[1]")));
         let mut out = Vec::new();
         write_row(&mut out, 7, 3, &row, &[0, 1, 2]);
         let mut expected = vec![0, 6];

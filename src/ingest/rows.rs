@@ -8,7 +8,7 @@ use super::decode::{Decoder, Limits};
 use super::format::Format;
 use crate::dataset::params::Params;
 use crate::dataset::row::MAX_FAULTS;
-use crate::dataset::{Cell, Dataset, Fault, Row, json, tsv};
+use crate::dataset::{Dataset, Fault, Row, json, tsv};
 use crate::db::buffers::Buffers;
 use crate::db::copy::Batch;
 use crate::error::Error;
@@ -131,7 +131,7 @@ impl<'j, S: FnMut(u64, &Row<'_>) -> Result<(), Error>> Rows<'j, S> {
     /// # Errors
     /// What ends the reading at once; faults of rows are told at the end.
     pub fn block(&mut self, first_line: u64, text: &str) -> Result<(), Error> {
-        let mut row = Row::new(&self.job.dataset);
+        let mut row = Row::new(self.job.dataset.columns.len());
         let mut start = 0;
         for (index, end) in line_ends(text).enumerate() {
             let line = &text[start..end];
@@ -258,7 +258,7 @@ impl Shared {
 
     fn see(&mut self, row: &Row<'_>) {
         let Some(position) = self.position else { return };
-        let value = row.cells.get(position).and_then(Cell::as_text);
+        let value = row.cell(position).as_text();
         if !self.seen {
             self.seen = true;
             self.value = value.map(str::to_owned);
