@@ -102,6 +102,15 @@ impl BodyReader {
         Self { ahead, parts, current: Bytes::new(), turn, limit, read: 0 }
     }
 
+    /// All of the body, in this upload's turn, unless some of it is still to come or it is larger than it may be.
+    pub fn whole(&self) -> Option<Bytes> {
+        let is_whole = self.parts.is_none() && self.ahead.len() as u64 <= self.limit;
+        is_whole.then(|| {
+            Handle::current().block_on(self.turn.enter());
+            self.ahead.clone()
+        })
+    }
+
     /// The next part, or `None` at the end of the body.
     fn next(&mut self) -> Result<Option<Bytes>, Error> {
         Handle::current().block_on(self.turn.enter());

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use super::Request;
 use super::body::{BodyReader, Part, Turn};
 use super::decode::Limits;
+use super::gunzip::gunzip;
 use super::rows::{self, Summary};
 use crate::app::App;
 use crate::db::copy::Batch;
@@ -65,7 +66,12 @@ impl Content {
         let (sender, parcels) = mpsc::channel(PARCELS_IN_FLIGHT);
         let decoding = tokio::task::spawn_blocking(move || {
             let mut parcels = Parcels { batches: Vec::new(), bytes: 0, enough: HELD_BACK, sender };
-            let summary = rows::decode(&job, buffers, &magic, body, |batch| parcels.add(batch))?;
+            let add = |batch| parcels.add(batch);
+            let text = body.whole().and_then(|body| gunzip(&body));
+            let summary = match text {
+                Some(text) => rows::decode(&job, buffers, b"", &text[..], add),
+                None => rows::decode(&job, buffers, &magic, body, add),
+            }?;
             parcels.send();
             Ok(summary)
         });

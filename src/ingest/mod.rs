@@ -1,13 +1,14 @@
 //! Body -> rows: one result file becomes one submission, in one transaction, or nothing at all.
 //!
 //! The connection hands over parts of the body ([`body`]); a blocking thread decompresses, parses and encodes them
-//! ([`decode`], [`rows`], [`copy`]) while COPY runs beside it ([`store`]). Bounded channels lie between the three.
+//! ([`gunzip`], [`decode`], [`rows`], [`copy`]) while COPY runs beside it ([`store`]). Bounded channels lie between the three.
 
 pub mod body;
 mod content;
 pub mod copy;
 pub mod decode;
 pub mod format;
+mod gunzip;
 pub mod key;
 pub mod rows;
 mod store;
@@ -61,7 +62,7 @@ pub struct Receipt {
 
 /// Takes in one body. Nothing is stored unless the whole of it is.
 ///
-/// Dropping the future (a client that disconnects) discards the body, unless it was complete: then it is stored.
+/// A client that goes away before the end of its body ends it with an error, and nothing is stored.
 ///
 /// # Errors
 /// Faults of the body, a conflict of keys, too many waiting uploads, an unreachable database.
@@ -87,7 +88,7 @@ where
     let (ahead, complete) = body.read_ahead(READ_AHEAD).await?;
     let (sender, parts) = mpsc::channel::<Part>(PARTS_IN_FLIGHT);
     let parts = (!complete).then_some(parts);
-    // A task of its own: a client that disconnects must not stop a COPY or a COMMIT half way.
+    // A task of its own: the rest of the body is received on another core than it is stored from.
     let storing = tokio::spawn(store::store(app.clone(), request, ahead, parts));
     if !complete {
         body.forward(sender).await;
