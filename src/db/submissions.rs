@@ -67,19 +67,19 @@ pub struct NewSubmission {
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn reserve(pool: &PgPool) -> Result<i64> {
-    Ok(sqlx::query_scalar("-- submissions.reserve\nSELECT nextval('submissions_id_seq')").fetch_one(pool).await?)
+pub async fn reserve(connection: &mut PgConnection) -> Result<i64> {
+    Ok(sqlx::query_scalar("-- submissions.reserve\nSELECT nextval('submissions_id_seq')").fetch_one(connection).await?)
 }
 
 /// The submission of that key, if any.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn by_key(pool: &PgPool, dataset: &str, key: &str) -> Result<Option<Submission>> {
+pub async fn by_key(connection: &mut PgConnection, dataset: &str, key: &str) -> Result<Option<Submission>> {
     Ok(sqlx::query_as("-- submissions.by_key\nSELECT * FROM submissions WHERE dataset = $1 AND key = $2")
         .bind(dataset)
         .bind(key)
-        .fetch_optional(pool)
+        .fetch_optional(connection)
         .await?)
 }
 

@@ -29,11 +29,7 @@ const LONGEST_NAME: usize = 1024;
 /// See [`super::ingest`].
 pub async fn store(app: App, request: Request, ahead: Bytes, parts: Option<mpsc::Receiver<Part>>) -> Result<Receipt> {
     let known = request.key.as_deref();
-    let submission = submissions::reserve(&app.pool).await?;
-    let existing = match known {
-        Some(key) => submissions::by_key(&app.pool, &request.dataset.name, key).await?,
-        None => None,
-    };
+    let (submission, existing) = reserve(&app, &request).await?;
     let mut content = Content::decode(&app, &request, submission, ahead, parts);
     let held = content.hold_back().await;
     let attempt = Attempt { app: &app, request: &request, submission };
@@ -45,7 +41,8 @@ pub async fn store(app: App, request: Request, ahead: Bytes, parts: Option<mpsc:
         // Whoever has a connection may be waiting for a place, so nobody waits the other way round.
         content.turn.leave();
         let key = attempt.submission(&content.summary().await?)?.key;
-        submissions::by_key(&app.pool, &request.dataset.name, &key).await?
+        let mut connection = app.pool.acquire().await?;
+        submissions::by_key(&mut connection, &request.dataset.name, &key).await?
     } else {
         existing
     };
@@ -59,6 +56,18 @@ pub async fn store(app: App, request: Request, ahead: Bytes, parts: Option<mpsc:
         return Ok(receipt);
     }
     attempt.store(held, &mut content).await
+}
+
+/// An id for the submission, and what has been stored under the key of its client. Both on one connection: each that is
+/// taken is asked first whether it is in step.
+async fn reserve(app: &App, request: &Request) -> Result<(i64, Option<Submission>)> {
+    let mut connection = app.pool.acquire().await?;
+    let id = submissions::reserve(&mut connection).await?;
+    let existing = match &request.key {
+        Some(key) => submissions::by_key(&mut connection, &request.dataset.name, key).await?,
+        None => None,
+    };
+    Ok((id, existing))
 }
 
 /// Answers for content whose key is taken; `None` when it shall take the place of what is there.
