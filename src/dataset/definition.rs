@@ -257,6 +257,11 @@ impl Dataset {
         mistakes
     }
 
+    /// The columns without whose value a row is refused.
+    pub fn required_columns(&self) -> impl Iterator<Item = &Column> {
+        self.required.iter().map(|position| &self.columns[*position])
+    }
+
     /// The position of the column of that name or alias, whatever its case.
     #[must_use]
     pub fn position(&self, name: &str) -> Option<usize> {

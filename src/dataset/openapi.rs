@@ -10,8 +10,7 @@ use super::kind::Kind;
 pub fn record_schema(dataset: &Dataset) -> Value {
     let properties: Map<String, Value> =
         dataset.columns.iter().map(|column| (column.name.clone(), column_schema(column))).collect();
-    let required: Vec<&str> =
-        dataset.columns.iter().filter(|column| column.required).map(|column| column.name.as_str()).collect();
+    let required: Vec<&str> = dataset.required_columns().map(|column| column.name.as_str()).collect();
     json!({
         "type": "object",
         "description": dataset.description,

@@ -96,8 +96,12 @@ impl<'a> Row<'a> {
             }
         }
         for (position, default) in defaults {
-            if self.cells[*position].is_empty() && !self.set(*position, default.clone()) {
-                self.cells[*position].clone_from(default);
+            let cell = &mut self.cells[*position];
+            if *cell == Cell::Absent {
+                self.present.push(*position);
+            }
+            if cell.is_empty() {
+                cell.clone_from(default);
             }
         }
         match dataset.required.iter().find(|position| self.cells[**position].is_empty()) {

@@ -84,8 +84,7 @@ impl Header {
                 order.iter().map(|&position| Target::Column(position, dataset.columns[position].kind)).collect();
             return Ok(Self { targets });
         }
-        let required: Vec<&str> =
-            dataset.required.iter().map(|position| dataset.columns[*position].name.as_str()).collect();
+        let required: Vec<&str> = dataset.required_columns().map(|column| column.name.as_str()).collect();
         let reason = format!(
             "is not a header of {0}: the first line must name the columns (at least {1}; GET /datasets/{0} lists all)",
             dataset.name,
