@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
+use axum::http::header::EXPECT;
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body_util::BodyExt;
@@ -28,7 +29,8 @@ const MAX_TIME: Duration = Duration::from_secs(15);
 /// before its end.
 pub async fn leftover(State(idle): State<Duration>, request: Request, next: Next) -> Response {
     let slot = Slot::default();
-    let lent = |body| Body::new(Lent { body: Some(body), slot: slot.clone(), idle, silence: None });
+    let waits = request.headers().get(EXPECT).is_some_and(|what| what.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    let lent = |body| Body::new(Lent { body: Some(body), slot: slot.clone(), idle, silence: None, waits });
     let request = request.map(lent);
     let response = next.run(request).await;
     let rest = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -53,18 +55,22 @@ async fn read(mut body: Body) {
 /// Where a body goes when its reader is done with it.
 type Slot = Arc<Mutex<Option<Body>>>;
 
-/// A body that comes back when it is dropped, unless nothing arrived any more.
+/// A body that comes back when it is dropped, unless nothing arrived any more, or nothing was asked for.
 struct Lent {
     body: Option<Body>,
     slot: Slot,
     idle: Duration,
     /// Ends when nothing has arrived for too long.
     silence: Option<Pin<Box<Sleep>>>,
+    /// Whether the client waits to be told to send it (RFC 9110, section 10.1.1), as reading from it does.
+    waits: bool,
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = self.body.take();
+        if !self.waits {
+            *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = self.body.take();
+        }
     }
 }
 
@@ -77,6 +83,7 @@ impl HttpBody for Lent {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
         let lent = &mut *self;
+        lent.waits = false;
         let Some(body) = &mut lent.body else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = Pin::new(body).poll_frame(context) {
             lent.silence = None;
