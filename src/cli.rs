@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::app::App;
 use crate::config::{Config, LogConfig, Scope, check_location};
@@ -30,6 +31,8 @@ use crate::{db, http, secrets, telemetry, tls};
 pub struct Cli {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    listen: Listen,
     /// What to do; `serve` when absent.
     #[command(subcommand)]
     command: Option<Command>,
@@ -111,7 +114,7 @@ impl Sending {
 }
 
 /// Where to listen.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Args)]
 struct Listen {
     /// Address and port to listen on; port 0 takes a free one.
     #[arg(long, value_name = "HOST:PORT")]
@@ -187,8 +190,12 @@ fn failed(error: &Error) -> ExitCode {
 }
 
 async fn execute(cli: Cli) -> Result<ExitCode> {
-    let Cli { common, command } = cli;
-    let done = match command.unwrap_or_else(|| Command::Serve(Listen::default())) {
+    let Cli { common, listen, command } = cli;
+    if command.is_some() && listen.listen.is_some() {
+        let reason = "--listen stands behind the command, which must be one that listens\n";
+        Cli::command().error(ErrorKind::ArgumentConflict, reason).exit();
+    }
+    let done = match command.unwrap_or(Command::Serve(listen)) {
         Command::Serve(listen) => Service::start(service_config(&common, &listen)?).await?.run().await,
         Command::Demo(listen) => demo::run(service_config(&common, &listen)?).await,
         Command::Sending(sending) => return Ok(sending.run(&common).await),

@@ -259,8 +259,20 @@ fn an_address_in_use_is_said_so() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("port");
     let address = taken.local_addr().expect("address").to_string();
     let folder = folder();
-    let refused = output(binary(folder.path()).args(["serve", "--listen", &address]));
-    assert!(text(&refused.stderr).contains(&format!("cannot listen on {address}")), "{}", text(&refused.stderr));
+    for command in [&["serve"][..], &[]] {
+        let refused = output(binary(folder.path()).args(command).args(["--listen", &address]));
+        assert!(text(&refused.stderr).contains(&format!("cannot listen on {address}")), "{}", text(&refused.stderr));
+    }
+}
+
+#[test]
+fn an_address_is_for_commands_that_listen() {
+    let folder = folder();
+    for command in [&["serve"][..], &["config", "check"]] {
+        let refused = output(binary(folder.path()).args(["--listen", "127.0.0.1:0"]).args(command));
+        assert_eq!(refused.status.code(), Some(2));
+        assert!(text(&refused.stderr).contains("--listen"), "{}", text(&refused.stderr));
+    }
 }
 
 #[test]
