@@ -42,7 +42,14 @@ impl Timing {
     /// The first tick after `now`.
     #[must_use]
     pub fn next(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.moment(self.cron.find_next_occurrence(&self.wall_clock(now), false).ok()?)
+        let (shown, hour) = (self.wall_clock(now), TimeDelta::hours(1));
+        // Times that the clock has just skipped are still to come.
+        let has_skipped = shown - self.wall_clock(now - hour) > hour;
+        let first = self.cron.find_next_occurrence(&(if has_skipped { shown - hour } else { shown }), false).ok()?;
+        let later = |shown: &DateTime<Utc>| self.cron.find_next_occurrence(shown, false).ok();
+        let mut moments = std::iter::successors(Some(first), later).map_while(|shown| self.moment(shown));
+        // Times that the clock shows again are over.
+        moments.find(|moment| *moment > now)
     }
 
     /// What a clock on the wall shows, as if it were UTC: ticks are found on it, where no hour is missing or doubled.
@@ -55,5 +62,33 @@ impl Timing {
     fn moment(&self, shown: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = |shown: DateTime<Utc>| self.zone.from_local_datetime(&shown.naive_utc()).earliest();
         local(shown).or_else(|| local(shown + TimeDelta::hours(1))).map(|moment| moment.with_timezone(&Utc))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn next(cron: &str, now: &str) -> String {
+        let timing = Timing::parse(cron, Some("Europe/Berlin"), Seconds::Required).expect("a timing");
+        timing.next(now.parse().expect("a time")).expect("a tick").to_rfc3339()
+    }
+
+    #[test]
+    fn a_time_that_the_clock_skips_comes_next_an_hour_later() {
+        // The clock goes from 02:00 (01:00 UTC) to 03:00.
+        for now in ["2026-03-29T00:59:59Z", "2026-03-29T01:00:00Z", "2026-03-29T01:29:59Z"] {
+            assert_eq!(next("0 30 2 * * *", now), "2026-03-29T01:30:00+00:00", "{now}");
+        }
+        assert_eq!(next("0 30 2 * * *", "2026-03-29T01:30:00Z"), "2026-03-30T00:30:00+00:00");
+    }
+
+    #[test]
+    fn a_time_that_the_clock_shows_twice_comes_next_once() {
+        // The clock goes from 03:00 (01:00 UTC) to 02:00.
+        assert_eq!(next("0 30 2 * * *", "2026-10-25T00:29:59Z"), "2026-10-25T00:30:00+00:00");
+        for now in ["2026-10-25T00:30:00Z", "2026-10-25T01:00:00Z", "2026-10-25T01:29:59Z", "2026-10-25T01:45:00Z"] {
+            assert_eq!(next("0 30 2 * * *", now), "2026-10-26T01:30:00+00:00", "{now}");
+        }
     }
 }
