@@ -271,14 +271,16 @@ async fn end(connection: &mut PgConnection, lease: &Lease, state: &str, error: O
     Ok(ended.rows_affected() == 1)
 }
 
-/// Gives a job back, to be tried again after a while; false when it is somebody else's now.
+/// Gives a job back, to be tried again after a while, or at once to be ended where somebody asked to stop it; false when it is
+/// somebody else's now.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn retry(pool: &PgPool, lease: &Lease, after: Duration, error: &str) -> Result<bool> {
     let given = sqlx::query(
         "-- jobs.retry
-        UPDATE jobs SET state = 'pending', error = $4, run_at = now() + $3 * interval '1 second', lease_until = NULL
+        UPDATE jobs SET state = 'pending', error = $4, lease_until = NULL,
+            run_at = CASE WHEN cancel_requested THEN now() ELSE now() + $3 * interval '1 second' END
         WHERE id = $1 AND attempt = $2 AND state = 'running'",
     )
     .bind(lease.id)

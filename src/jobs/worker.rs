@@ -26,6 +26,9 @@ const BEAT: Duration = Duration::from_millis(500);
 const FIRST_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_WAIT: Duration = Duration::from_mins(5);
 
+/// How long a stop waits for jobs to be given back, which takes a database that answers.
+const GIVE_BACK: Duration = Duration::from_secs(10);
+
 /// What only a configuration knows: another replica may have a newer one, or this one before long.
 const CONFIGURED: [&str; 3] = ["dataset", "LabKey list of the dataset", "webhook"];
 
@@ -80,7 +83,10 @@ impl Workers {
         let all_ended = async { while self.workers.join_next().await.is_some() {} };
         if tokio::time::timeout(deadline, all_ended).await.is_err() {
             self.give_back.cancel();
-            while self.workers.join_next().await.is_some() {}
+            let all_given_back = async { while self.workers.join_next().await.is_some() {} };
+            if tokio::time::timeout(GIVE_BACK, all_given_back).await.is_err() {
+                tracing::warn!("jobs could not be given back: others take them over when their leases are over");
+            }
         }
     }
 }

@@ -108,6 +108,19 @@ async fn a_run_waits_for_the_one_that_has_begun_also_while_that_is_to_be_tried_a
 }
 
 #[tokio::test]
+async fn a_job_that_fails_for_now_after_it_was_cancelled_ends_without_a_wait() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    let made = app.trigger(json!({"table": "gottcha2"})).await;
+    let claim = async || jobs::claim(&app.pool, "worker", Duration::from_secs(60), EXPORTS, None).await.expect("claim");
+    let job = claim().await.expect("a job");
+    assert_eq!(job.id.to_string(), made["job_id"]);
+    assert!(jobs::cancel(&app.pool, job.id).await.expect("cancel"));
+    let lease = Lease::new(job.id, job.attempt);
+    assert!(jobs::retry(&app.pool, &lease, Duration::from_secs(300), "away").await.expect("retry"));
+    assert!(claim().await.expect("the same job").cancel_requested);
+}
+
+#[tokio::test]
 async fn a_job_waits_for_another_writer_however_long_and_counts_no_attempt() {
     let app = TestApp::with(&[("export.max_attempts", "1")]).await;
     store_at(&app, "S1", 4, "2026-01-01T12:00:00Z").await;
