@@ -236,11 +236,14 @@ impl Storage {
     /// A storage out of reach.
     pub async fn delete(&self, folder: &str) -> Result<usize> {
         let files = self.list(folder).await?;
-        if let Some(root) = self.folder.as_ref().filter(|_| !files.is_empty()) {
+        if let Some(root) = &self.folder {
             // Empty folders and unfinished files are nothing that the store knows.
-            std::fs::remove_dir_all(root.join(folder))
-                .map_err(|error| object_store::Error::Generic { store: "local", source: Box::new(error) })?;
-            return Ok(files.len());
+            return match std::fs::remove_dir_all(root.join(folder)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(object_store::Error::Generic { store: "local", source: Box::new(error) }.into())
+                }
+                _ => Ok(files.len()),
+            };
         }
         for file in &files {
             self.delete_file(&file.name).await?;

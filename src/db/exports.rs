@@ -123,21 +123,16 @@ pub async fn insert(connection: &mut PgConnection, id: Uuid, job: Uuid, dataset:
     Ok(())
 }
 
-/// Whether the export that was made under a dedupe key is of that dataset and specification.
+/// Whether the export that was made under a dedupe key is of that dataset and specification; `None` when it has been removed.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn is_same(connection: &mut PgConnection, key: &str, dataset: &str, spec: &Value) -> Result<bool> {
-    Ok(sqlx::query_scalar(
+pub async fn is_same(connection: &mut PgConnection, key: &str, dataset: &str, spec: &Value) -> Result<Option<bool>> {
+    let is_same = sqlx::query_scalar(
         "-- exports.is_same
-        SELECT EXISTS (SELECT FROM exports e JOIN jobs j ON j.id = e.job_id
-                       WHERE j.dedupe_key = $1 AND e.dataset = $2 AND e.spec = $3)",
-    )
-    .bind(key)
-    .bind(dataset)
-    .bind(spec)
-    .fetch_one(connection)
-    .await?)
+        SELECT e.dataset = $2 AND e.spec = $3 FROM exports e JOIN jobs j ON j.id = e.job_id WHERE j.dedupe_key = $1",
+    );
+    Ok(is_same.bind(key).bind(dataset).bind(spec).fetch_optional(connection).await?)
 }
 
 /// Exports, newest first.

@@ -176,15 +176,16 @@ pub async fn send_one(http: &Http, method: &Method, headers: &HeaderMap, file: &
     };
     let length = part.as_ref().map_or(size, |part| part.end - part.start);
     let body = if *method == Method::HEAD || length == 0 {
-        Body::empty()
+        storage.exists(&file.path).await?.then(Body::empty)
     } else {
         match storage.read(&file.path, part.clone()).await {
-            Err(Error::Storage(object_store::Error::NotFound { .. })) => {
-                tracing::error!(file = file.path, "a file is missing from the storage");
-                return Err(Error::Gone("its file is gone from the storage: export again".into()));
-            }
-            read => Body::from_stream(read?),
+            Err(Error::Storage(object_store::Error::NotFound { .. })) => None,
+            read => Some(Body::from_stream(read?)),
         }
+    };
+    let Some(body) = body else {
+        tracing::error!(file = file.path, "a file is missing from the storage");
+        return Err(Error::Gone("its file is gone from the storage: export again".into()));
     };
     let mut response = (status, base, body).into_response();
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));

@@ -50,8 +50,8 @@ async fn write(
     let mut transaction = app.pool.begin().await?;
     if !exports::complete(&mut transaction, export.id, &done).await? {
         transaction.rollback().await?;
-        app.storage.delete(&done.prefix).await?;
         // It was removed while it was written.
+        app.storage.delete(&format!("{}/{}", export.dataset, export.id)).await?;
         return Err(Error::Cancelled);
     }
     if !jobs::complete(&mut transaction, lease).await? {

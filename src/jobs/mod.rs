@@ -136,10 +136,15 @@ pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewE
         if let Some(asked) = &new.asked {
             db::export_jobs::insert(connection, export, asked.request, asked.client).await?;
         }
-    } else if let Some(key) = new.dedupe_key
-        && !db::exports::is_same(connection, key, &new.dataset.name, &spec).await?
-    {
-        return Err(Error::Conflict("this Idempotency-Key was used for another export; send a new one".into()));
+    } else if let Some(key) = new.dedupe_key {
+        let what = match db::exports::is_same(connection, key, &new.dataset.name, &spec).await? {
+            Some(true) => None,
+            Some(false) => Some("another export"),
+            None => Some("an export that has been removed"),
+        };
+        if let Some(what) = what {
+            return Err(Error::Conflict(format!("this Idempotency-Key was used for {what}; send a new one")));
+        }
     }
     let made = match new.dedupe_key {
         Some(key) => jobs::by_dedupe_key(connection, key).await?,
@@ -224,9 +229,16 @@ async fn ended(app: &App, connection: &mut PgConnection, job: &Job, state: &str,
 
 /// Removes what a job that was cancelled had written by then.
 async fn clean_up(app: &App, job: &Job) {
-    let Ok(Work::Extract { run_id }) = work_of(job) else { return };
-    if let Err(error) = app.storage.delete(&format!("{}/{run_id}", extract::FOLDER)).await {
+    let removed = match work_of(job) {
+        Ok(Work::Extract { run_id }) => app.storage.delete(&format!("{}/{run_id}", extract::FOLDER)).await.map(drop),
+        Ok(Work::Export { export_id, .. }) => match db::exports::by_id(&app.pool, export_id).await {
+            Ok(Some(export)) => app.storage.delete(&format!("{}/{export_id}", export.dataset)).await.map(drop),
+            found => found.map(drop),
+        },
+        _ => Ok(()),
+    };
+    if let Err(error) = removed {
         // The sweep finds what is left.
-        tracing::warn!(error = error.report(), run = run_id, "a cancelled run could not be removed");
+        tracing::warn!(error = error.report(), job = %job.id, "what a cancelled job had written could not be removed");
     }
 }

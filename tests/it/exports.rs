@@ -162,6 +162,12 @@ async fn the_same_idempotency_key_is_the_same_job() {
     assert_eq!(first["job_id"], second["job_id"]);
     problem(ask("stast").await, 409).await;
     assert_eq!(app.count("exports").await, 1);
+    app.finished(first["job_id"].as_str().expect("job")).await;
+    let export = app.get("/exports").await[0]["id"].as_str().expect("export").to_owned();
+    let removed = app.request("DELETE", &format!("/exports/{export}")).send().await.expect("answer");
+    assert_eq!(removed.status(), 204);
+    let refusal = problem(ask("gottcha2").await, 409).await;
+    assert!(refusal["detail"].as_str().expect("detail").contains("has been removed"), "{refusal}");
 }
 
 #[tokio::test]
@@ -308,26 +314,31 @@ async fn a_file_that_is_gone_from_the_storage_is_said_to_be_gone() {
     let app = TestApp::start().await;
     let export = app.export(json!({"table": "gottcha2"})).await;
     std::fs::remove_dir_all(app.exports().join("gottcha2")).expect("remove");
-    let answer = reqwest::get(export["download_url"].as_str().expect("link")).await.expect("answer");
-    problem(answer, 410).await;
+    let link = export["download_url"].as_str().expect("link");
+    problem(reqwest::get(link).await.expect("answer"), 410).await;
+    assert_eq!(reqwest::Client::new().head(link).send().await.expect("answer").status(), 410);
 }
 
 #[tokio::test]
 async fn an_export_that_is_cancelled_half_way_ends_and_leaves_nothing() {
     let app = TestApp::with(&[("export.batch_size", "1000"), ("export.connections", "1")]).await;
     stored(&app, 2, 200_000).await;
-    let request = app.request("POST", "/exports/trigger").json(&json!({"table": "gottcha2"}));
-    let made: Value = request.send().await.expect("answer").json().await.expect("JSON");
-    let job = made["job_id"].as_str().expect("job");
-    eventually("rows are read", async || {
-        app.get(&format!("/jobs/{job}")).await["progress"]["rows"].as_u64().unwrap_or_default() > 0
-    })
-    .await;
-    let answer = app.request("POST", &format!("/jobs/{job}/cancel")).send().await.expect("answer");
-    assert_eq!(answer.status(), 202);
-    assert_eq!(app.finished(job).await["status"], "cancelled");
+    for (format, begun) in [("parquet", 0), ("csv", 1)] {
+        let made = app.trigger(json!({"table": "gottcha2", "format": format, "compression": "none"})).await;
+        let job = made["job_id"].as_str().expect("job");
+        eventually("rows are read", async || {
+            app.get(&format!("/jobs/{job}")).await["progress"]["rows"].as_u64().unwrap_or_default() > 0
+                && files_below(app.exports()).len() >= begun
+        })
+        .await;
+        let answer = app.request("POST", &format!("/jobs/{job}/cancel")).send().await.expect("answer");
+        assert_eq!(answer.status(), 202);
+        assert_eq!(app.finished(job).await["status"], "cancelled");
+    }
     assert_eq!(app.get("/exports").await, json!([]));
     assert_eq!(files_below(app.exports()), Vec::<String>::new());
+    let folders = std::fs::read_dir(app.exports().join("gottcha2")).map_or(0, Iterator::count);
+    assert_eq!(folders, 0, "an empty folder is left");
     let sessions =
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE '%transaction%'";
     eventually("no transaction is left", async || app.scalar::<i64>(sessions).await == 0).await;
