@@ -35,6 +35,11 @@ hold the columns of their partitions too. pyarrow and pandas must not read these
 `partitioning=None` for `pq.read_table(DIR)` and `pd.read_parquet(DIR)`.
 ";
 
+/// What is said of datasets that are cut by text.
+const TYPED: &str = "\
+Polars and pyarrow tell the types of what stands in paths by its looks: a text `0012` would be the number 12. Read these so:
+";
+
 /// The files of a catalogue, and how each begins, whichever version has written it.
 const BEGINNINGS: [(&str, &[&str]); 4] = [
     ("schema.json", &["{\n  \"datasets\": {"]),
@@ -283,7 +288,7 @@ fn readme_of(place: &Place<'_>, beginning: &str, manifests: &[Manifest]) -> Stri
         text.push_str(&format!(
             "| `{}` | {} | {} |\n",
             manifest.dataset,
-            manifest.title,
+            manifest.title.replace('|', "\\|"),
             columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ")
         ));
     }
@@ -295,7 +300,35 @@ fn readme_of(place: &Place<'_>, beginning: &str, manifests: &[Manifest]) -> Stri
     if !kept.is_empty() {
         text.push_str(&format!("\nFiles of {} {KEPT}", kept.join(", ")));
     }
+    let typed: String = manifests.iter().filter_map(|manifest| typed_reading(place, manifest)).collect();
+    if !typed.is_empty() {
+        text.push_str(&format!(
+            "\n{TYPED}\n```python\nimport polars as pl, pyarrow as pa, pyarrow.dataset as ds\n{typed}```\n"
+        ));
+    }
     text
+}
+
+/// How to read a dataset whose paths hold text, unless its files hold it too.
+fn typed_reading(place: &Place<'_>, manifest: &Manifest) -> Option<String> {
+    let columns = partition_columns(manifest);
+    if manifest.partitioning.keep_columns || columns.iter().all(|(_, kind)| *kind != "VARCHAR") {
+        return None;
+    }
+    let types = |number: &str, text: &str| -> String {
+        let each = columns.iter().map(|(name, kind)| {
+            let name = serde_json::Value::from(*name);
+            format!("{name}: {}", if *kind == "BIGINT" { number } else { text })
+        });
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let url = place.url(&manifest.dataset);
+    Some(format!(
+        "pl.scan_parquet(\"{url}/**/*.parquet\", hive_schema={{{}}})\n\
+         ds.dataset(\"{url}\", partitioning=ds.partitioning(pa.schema({{{}}}), flavor=\"hive\"))\n",
+        types("pl.Int64", "pl.String"),
+        types("pa.int64()", "pa.string()")
+    ))
 }
 
 fn quoted(name: &str) -> String {

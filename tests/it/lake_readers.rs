@@ -125,3 +125,18 @@ async fn readers_of_others_find_every_row_of_converted_files() {
     }
     python::run("convert_readers.py", &[out.to_str().expect("UTF-8")]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs NVD_PYTHON: a Python with what tests/python.txt names; .ci/run has one"]
+async fn text_that_looks_like_a_number_stays_text_for_readers_who_do_as_the_readme_says() {
+    let definitions = tempfile::tempdir().expect("folder");
+    std::fs::write(definitions.path().join("hits.toml"), BEFORE).expect("definition");
+    let app = TestApp::with(&[("datasets.dir", definitions.path().to_str().expect("UTF-8"))]).await;
+    for sample in ["0012", "7"] {
+        store(&app, sample, "2026-01-01", None).await;
+    }
+    let lake = tempfile::tempdir().expect("folder");
+    let storage = Storage::open(lake.path().to_str().expect("UTF-8")).expect("storage");
+    run(&app.app, &storage, "hits", json!({"temporal": "year", "by": ["sample_id"]})).await;
+    python::run("lake_text.py", &[lake.path().to_str().expect("UTF-8")]).await;
+}
