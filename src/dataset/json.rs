@@ -283,15 +283,22 @@ impl Value {
 impl<'de> DeserializeSeed<'de> for Value {
     type Value = Cell<'de>;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Cell<'de>, D::Error> {
-        if self.0 != Kind::Json {
+        if !matches!(self.0, Kind::Json | Kind::Int) {
             return deserializer.deserialize_any(self);
         }
         let value = <&RawValue as serde::Deserialize>::deserialize(deserializer)?;
-        if value.get() == "null" {
-            return Ok(Cell::Null);
+        match (value.get(), self.0) {
+            ("null", _) => Ok(Cell::Null),
+            // As it is written: a float may have lost a fraction.
+            (text, Kind::Int) if text.starts_with(|first: char| first == '-' || first.is_ascii_digit()) => {
+                kind::parse_int(text).map(Cell::Int).map_err(D::Error::custom)
+            }
+            (_, Kind::Int) => self.wrong(),
+            (text, _) => {
+                check_document(text).map_err(D::Error::custom)?;
+                Ok(Cell::Json(Cow::Borrowed(text)))
+            }
         }
-        check_document(value.get()).map_err(D::Error::custom)?;
-        Ok(Cell::Json(Cow::Borrowed(value.get())))
     }
 }
 
@@ -322,7 +329,6 @@ impl<'de> Visitor<'de> for Value {
 
     fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Cell<'de>, E> {
         match self.0 {
-            Kind::Int => Ok(Cell::Int(value)),
             #[expect(clippy::cast_precision_loss, reason = "a float column stores floats")]
             Kind::Float => Ok(Cell::Float(value as f64)),
             // Clients write a taxid as a number; its digits are its text.
@@ -336,7 +342,6 @@ impl<'de> Visitor<'de> for Value {
             return self.visit_i64(value);
         }
         match self.0 {
-            Kind::Int => Err(E::custom(kind::INT_OVERFLOW)),
             #[expect(clippy::cast_precision_loss, reason = "a float column stores floats")]
             Kind::Float => Ok(Cell::Float(value as f64)),
             Kind::Text => Ok(Cell::Text(Cow::Owned(value.to_string()))),
@@ -347,7 +352,6 @@ impl<'de> Visitor<'de> for Value {
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Cell<'de>, E> {
         match self.0 {
             Kind::Float => Ok(Cell::Float(value)),
-            Kind::Int => kind::whole(value).map(Cell::Int).map_err(E::custom),
             _ => self.wrong(),
         }
     }

@@ -77,16 +77,32 @@ impl Kind {
 }
 
 /// A whole number; also `513.0`, which pandas writes for integers of a column that has gaps.
-fn parse_int(text: &str) -> Result<i64, String> {
+///
+/// # Errors
+/// The reason why it is none, or does not fit.
+pub fn parse_int(text: &str) -> Result<i64, String> {
     match text.parse() {
         Ok(value) => Ok(value),
         Err(error) if is_overflow(&error) => Err(INT_OVERFLOW.to_owned()),
-        Err(_) => parse_float(text).map_err(|_| Kind::Int.expected().to_owned()).and_then(whole),
+        Err(_) => match parse_float(text) {
+            Ok(value) if !has_fraction(text) => whole(value),
+            _ => Err(Kind::Int.expected().to_owned()),
+        },
     }
 }
 
+/// Whether what is written as a number, perhaps with an exponent, is none that is whole. A double may have lost it.
+fn has_fraction(text: &str) -> bool {
+    let (digits, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+    let (whole, decimals) = digits.split_once('.').unwrap_or((digits, ""));
+    let beyond = if exponent.starts_with('-') { i64::MIN } else { i64::MAX };
+    let behind_point = (decimals.len() as i64).saturating_sub(exponent.parse().unwrap_or(beyond));
+    let behind_point = usize::try_from(behind_point).unwrap_or(0);
+    whole.bytes().chain(decimals.bytes()).rev().take(behind_point).any(|digit| matches!(digit, b'1'..=b'9'))
+}
+
 /// What is said of an integer that does not fit.
-pub const INT_OVERFLOW: &str = "is outside the range of 64-bit integers";
+const INT_OVERFLOW: &str = "is outside the range of 64-bit integers";
 
 /// What is said of a float that stands for more than one integer.
 const INT_AS_FLOAT: &str = "is a whole number too large for a fraction or an exponent: write its digits only";
@@ -96,23 +112,15 @@ fn is_overflow(error: &std::num::ParseIntError) -> bool {
     matches!(error.kind(), PosOverflow | NegOverflow)
 }
 
-/// The integer that a float stands for, when it stands for exactly one.
-///
-/// # Errors
-/// With a fraction, or from 2^53 on where a float no longer tells neighbours apart.
-pub fn whole(value: f64) -> Result<i64, String> {
+/// The integer that a float without a fraction stands for, unless it is so large (2^53) that it may stand for others too.
+fn whole(value: f64) -> Result<i64, String> {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     const LARGEST: f64 = 9_223_372_036_854_775_808.0;
-    if value.fract() == 0.0 && value.abs() < EXACT {
+    if value.abs() < EXACT {
         #[expect(clippy::cast_possible_truncation, reason = "whole and within 2^53")]
         return Ok(value as i64);
     }
-    let reason = match value.fract() == 0.0 {
-        true if value.abs() < LARGEST => INT_AS_FLOAT,
-        true => INT_OVERFLOW,
-        false => Kind::Int.expected(),
-    };
-    Err(reason.to_owned())
+    Err(if value.abs() < LARGEST { INT_AS_FLOAT } else { INT_OVERFLOW }.to_owned())
 }
 
 /// What is said of NaN and of the infinities.
@@ -181,9 +189,34 @@ mod tests {
     fn integers_that_pandas_wrote_as_floats_are_integers() {
         assert_eq!(Kind::Int.parse("513.0"), Ok(Cell::Int(513)));
         assert_eq!(Kind::Int.parse("-0"), Ok(Cell::Int(0)));
-        assert_eq!(Kind::Int.parse("513.5"), Err(Kind::Int.expected().to_owned()));
+        for text in ["513e2", "5.13e4", "51300.000", "5130000E-2"] {
+            assert_eq!(Kind::Int.parse(text), Ok(Cell::Int(51_300)), "{text}");
+        }
+        for text in ["0.0", "0e-400", "0e99999999999999999999", "-0.000e-5"] {
+            assert_eq!(Kind::Int.parse(text), Ok(Cell::Int(0)), "{text}");
+        }
+        for text in ["9007199254740993.0", "1e17"] {
+            assert_eq!(Kind::Int.parse(text), Err(INT_AS_FLOAT.to_owned()), "{text}");
+        }
+        assert_eq!(Kind::Int.parse("1e30"), Err(INT_OVERFLOW.to_owned()));
         assert_eq!(Kind::Int.parse("9223372036854775808"), Err(INT_OVERFLOW.to_owned()));
         assert_eq!(Kind::Int.parse("9223372036854775807"), Ok(Cell::Int(i64::MAX)));
+    }
+
+    #[test]
+    fn a_fraction_that_a_double_would_lose_is_none_of_an_integer() {
+        for text in [
+            "513.5",
+            "4503599627370497.1",
+            "9007199254740990.7",
+            "0.99999999999999999999",
+            "1e-400",
+            "1e-99999999999999999999",
+            "513.00000000000000000001",
+            "5131e-1",
+        ] {
+            assert_eq!(Kind::Int.parse(text), Err(Kind::Int.expected().to_owned()), "{text}");
+        }
     }
 
     #[test]
