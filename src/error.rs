@@ -159,6 +159,12 @@ impl Error {
         }
     }
 
+    /// Whether PostgreSQL ended it because it and another waited for each other.
+    #[must_use]
+    pub fn is_deadlock(&self) -> bool {
+        matches!(self, Self::Database(sqlx::Error::Database(cause)) if cause.code().is_some_and(|code| code == "40P01"))
+    }
+
     /// When the same request may succeed, where something says so.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

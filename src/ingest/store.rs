@@ -23,6 +23,9 @@ use crate::error::{Error, Result};
 /// Bytes of a sample or run that all rows share: by these submissions are looked up, in an index that takes some 2,700.
 const LONGEST_NAME: usize = 1024;
 
+/// How often a body is tried that is known in full and meets others half way.
+const MOST_TRIES: u32 = 10;
+
 /// Stores a body of which `ahead` has arrived and `parts` are to come.
 ///
 /// # Errors
@@ -55,7 +58,17 @@ pub async fn store(app: App, request: Request, ahead: Bytes, parts: Option<mpsc:
     {
         return Ok(receipt);
     }
-    attempt.store(held, &mut content).await
+    if !content.is_complete() {
+        return attempt.store(held, &mut content).await;
+    }
+    let mut tries = 1;
+    loop {
+        match attempt.store(held.clone(), &mut content).await {
+            // It and another held what both wanted, such as the keys of rows that they replace, and PostgreSQL has ended one.
+            Err(error) if error.is_deadlock() && tries < MOST_TRIES => tries += 1,
+            outcome => return outcome,
+        }
+    }
 }
 
 /// An id for the submission, and what has been stored under the key of its client. Both on one connection: each that is

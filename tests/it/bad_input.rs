@@ -176,9 +176,17 @@ async fn a_wrong_type_is_refused_with_its_place_and_without_its_value() {
     let (line, column, field, reason) = second_line(("513", "\"secret\"")).await;
     assert_eq!((line, column, field.as_str()), (Some(2), Some(102), "read_count"));
     assert!(!reason.contains("secret"), "{reason}");
-    for (from, to) in
-        [("513", "true"), ("513", "[1]"), ("513", "{\"a\":1}"), ("513", "513.5"), ("\"S1\"", "1.5"), ("\"S1\"", "[]")]
-    {
+    for (from, to) in [
+        ("513", "true"),
+        ("513", "[1]"),
+        ("513", "{\"a\":1}"),
+        ("513", "513.5"),
+        ("513", "9007199254740990.7"),
+        ("513", "513.00000000000000000001"),
+        ("513", "\"513\""),
+        ("\"S1\"", "1.5"),
+        ("\"S1\"", "[]"),
+    ] {
         let (line, ..) = second_line((from, to)).await;
         assert_eq!(line, Some(2), "{to}");
     }
@@ -349,6 +357,23 @@ async fn a_client_that_stops_sending_is_let_go() {
     // The connection may be reset after the answer.
     drop(tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await.expect("in time"));
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert_eq!(app.total().await, 0);
+}
+
+#[tokio::test]
+async fn a_body_of_which_nobody_can_tell_where_it_ends_is_refused() {
+    let app = TestApp::start().await;
+    for version in ["1.0", "1.1"] {
+        let mut stream = TcpStream::connect(app.address).await.expect("connect");
+        let head = format!(
+            "PUT /ingest/gottcha2/k?sample_id=S HTTP/{version}\r\nHost: test\r\nAuthorization: Bearer {TOKEN}\r\n\
+             Connection: close\r\n\r\n{RECORD}\n"
+        );
+        stream.write_all(head.as_bytes()).await.expect("request");
+        let mut answer = String::new();
+        drop(tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await.expect("in time"));
+        assert!(answer.contains(" 400 ") && answer.contains("Content-Length"), "{answer}");
+    }
     assert_eq!(app.total().await, 0);
 }
 

@@ -322,6 +322,27 @@ async fn rows_of_results_that_are_stored_already_are_counted_as_duplicates() {
     assert_eq!(app.count("results").await, 3);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn results_that_replace_each_others_rows_at_the_same_time_are_all_stored() {
+    let app = TestApp::start().await;
+    let row = |key: usize| {
+        json!({"run_id":"r","task_id":"t","shard":key,"idempotency_key":format!("k{key}"),"schema_version":1,"payload":1}).to_string()
+    };
+    let client = async |client: usize| {
+        for turn in 0..20 {
+            let file = (client + turn) % 4;
+            // Each two have half of their rows in common.
+            let body: Vec<String> = (file * 10..file * 10 + 20).map(row).collect();
+            let path = format!("/ingest/results/K{}?on_conflict=replace", (client + turn * 5) % 3);
+            let answer = app.request("PUT", &path).body(body.join("\n")).send().await.expect("answer");
+            assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap_or_default());
+        }
+    };
+    futures_util::future::join_all((0..8).map(client)).await;
+    let sums = "SELECT count(*) - (SELECT sum(rows)::bigint FROM submissions) FROM results";
+    assert_eq!(app.scalar::<i64>(sums).await, 0);
+}
+
 #[tokio::test]
 async fn rows_that_went_with_anothers_submission_come_back_when_they_are_sent_again() {
     let app = TestApp::start().await;
