@@ -11,6 +11,9 @@ use super::labkey::ListMap;
 /// Columns that the service adds to every dataset table.
 pub const SERVICE_COLUMNS: [&str; 4] = ["submission_id", "ordinal", "extra", "created_at"];
 
+/// Columns of an index in PostgreSQL.
+const MOST_KEYS: usize = 32;
+
 /// Columns that PostgreSQL adds to every table.
 /// Source: <https://www.postgresql.org/docs/current/ddl-system-columns.html>.
 const SYSTEM_COLUMNS: [&str; 6] = ["ctid", "cmax", "cmin", "tableoid", "xmax", "xmin"];
@@ -217,6 +220,7 @@ impl Dataset {
         let columns: Vec<Column> = written.columns.into_iter().map(|column| check.column(column)).collect();
         let lookup = check.lookup(&columns);
         check.indexes(&columns, &written.indexes);
+        check.that(written.unique.len() <= MOST_KEYS, || format!("unique names more than {MOST_KEYS} columns"));
         for name in &written.unique {
             let is_known = columns.iter().any(|column| column.name == *name);
             check.that(is_known, || format!("unique names the unknown column `{name}`"));
@@ -311,6 +315,7 @@ impl Check<'_> {
     fn table(&mut self, name: &str) {
         self.identifier("table", name);
         self.that(!name.ends_with("_labkey"), || "table: names that end with _labkey are views".to_owned());
+        self.that(!name.ends_with("_pkey"), || "table: names that end with _pkey are indexes".to_owned());
         let is_taken = OWN_TABLES.contains(&name) || name.starts_with("labkey_") || name.starts_with("pg_");
         self.that(!is_taken, || format!("table `{name}` is one of the service's or of PostgreSQL's own"));
     }
@@ -401,6 +406,7 @@ impl Check<'_> {
     fn indexes(&mut self, columns: &[Column], indexes: &[Index]) {
         for index in indexes {
             self.that(!index.columns.is_empty(), || "an index has no columns".to_owned());
+            self.that(index.columns.len() <= MOST_KEYS, || format!("an index has more than {MOST_KEYS} columns"));
             for name in &index.columns {
                 let kind = match name.as_str() {
                     "created_at" => Some(Kind::Timestamp),

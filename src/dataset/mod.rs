@@ -30,6 +30,9 @@ const BUILT_IN: [(&str, &str); 4] = [
     ("results.toml", include_str!("../../config/datasets/results.toml")),
 ];
 
+/// Columns of a dataset: those of a view in PostgreSQL, less what the service adds to a table, and the view for LabKey to that.
+const MOST_COLUMNS: usize = 1600 - 4 - 3;
+
 /// All datasets of a running service, in the order of their names.
 #[derive(Debug, Clone)]
 pub struct Datasets {
@@ -67,10 +70,20 @@ impl Datasets {
                     continue;
                 }
             };
-            for (what, value) in [("name", &dataset.name), ("table", &dataset.table)] {
+            for (what, value) in [
+                ("table", dataset.table.clone()),
+                ("name", dataset.name.clone()),
+                // `a_b` and `ab_` are one there.
+                ("name in OpenAPI", dataset.record_name()),
+            ] {
                 if let Some(other) = owners.insert(format!("{what} {value}"), file.clone()) {
                     mistakes.push(Mistake::new(file, format!("{what} `{value}` is already used by {other}")));
+                    break;
                 }
+            }
+            if dataset.columns.len() > MOST_COLUMNS {
+                mistakes
+                    .push(Mistake::new(file, format!("has more than {MOST_COLUMNS} columns, which a table can hold")));
             }
             by_name.insert(dataset.name.clone(), Arc::new(dataset));
         }

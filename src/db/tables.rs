@@ -23,20 +23,27 @@ pub async fn ensure(pool: &PgPool, datasets: &Datasets) -> Result<()> {
     // All uploads of a table stand behind a change that waits for an export of it.
     sqlx::query("-- tables.patience\nSET LOCAL lock_timeout = '3s'").execute(&mut *transaction).await?;
     for statement in plan(&mut transaction, datasets).await? {
-        execute_generated(&mut transaction, statement).await.map_err(in_use)?;
+        execute_generated(&mut transaction, statement.clone()).await.map_err(|error| explain(error, &statement))?;
     }
     transaction.commit().await?;
     Ok(())
 }
 
-fn in_use(error: Error) -> Error {
-    match error {
-        Error::Database(sqlx::Error::Database(cause)) if cause.code().is_some_and(|code| code == "55P03") => {
+/// What PostgreSQL says of a statement that follows from a definition.
+fn explain(error: Error, statement: &str) -> Error {
+    let Error::Database(sqlx::Error::Database(cause)) = &error else { return error };
+    match cause.code().as_deref().unwrap_or_default() {
+        "55P03" => {
             let reason = "a table of a dataset is in use and cannot follow its definition yet; try again when exports and \
                           uploads under way have ended";
             Error::Locked(reason.into())
         }
-        error => error,
+        code if ["22", "23", "42", "54"].iter().any(|class| code.starts_with(class)) => Error::Environment(format!(
+            "a table cannot follow its definition: {}, by `{}`",
+            cause.message(),
+            statement.lines().next().unwrap_or_default()
+        )),
+        _ => error,
     }
 }
 
@@ -46,7 +53,7 @@ fn in_use(error: Error) -> Error {
 /// Columns that have another type in the database than in the definition.
 pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<Vec<String>> {
     let tables = existing_tables(connection).await?;
-    let indexes = existing_indexes(connection).await?;
+    let others = existing_others(connection).await?;
     let keys = existing_keys(connection).await?;
     let views = existing_views(connection).await?;
     let mut statements = Vec::new();
@@ -55,7 +62,12 @@ pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<
         if let Some(reason) = left_behind(connection, dataset, datasets, &tables).await? {
             mistakes.push(Mistake::new(&dataset.name, reason));
         }
-        let planned = check_key(dataset, &keys).and_then(|()| plan_table(dataset, &tables, &indexes, &views));
+        if others.contains(&dataset.table) {
+            let reason = format!("table `{}` is the name of an index, a sequence or a view", dataset.table);
+            mistakes.push(Mistake::new(&dataset.name, reason));
+            continue;
+        }
+        let planned = check_key(dataset, &keys).and_then(|()| plan_table(dataset, &tables, &others, &views));
         match planned {
             Ok(found) => statements.extend(found),
             Err(conflicts) => mistakes.extend(conflicts.into_iter().map(|reason| Mistake::new(&dataset.name, reason))),
@@ -67,13 +79,13 @@ pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<
 fn plan_table(
     dataset: &Dataset,
     tables: &HashMap<String, ExistingTable>,
-    indexes: &[String],
+    others: &[String],
     views: &HashMap<String, i64>,
 ) -> Result<Vec<String>, Vec<String>> {
     let none = ExistingTable::new();
     let existing = tables.get(&dataset.table).unwrap_or(&none);
     let mut statements = sql::plan(dataset, existing)?;
-    let missing = |statement: &String| !indexes.iter().any(|name| statement.contains(&sql::quoted(name)));
+    let missing = |statement: &String| !others.iter().any(|name| statement.contains(&sql::quoted(name)));
     statements.extend(sql::indexes(dataset).into_iter().filter(missing));
     let width = views.get(&sql::labkey_view_name(dataset)).and_then(|width| usize::try_from(*width).ok());
     if width != Some(sql::labkey_view_width(dataset, existing)) {
@@ -157,10 +169,12 @@ async fn existing_views(connection: &mut PgConnection) -> Result<HashMap<String,
     Ok(views.into_iter().collect())
 }
 
-async fn existing_indexes(connection: &mut PgConnection) -> Result<Vec<String>> {
+/// The names of what is no table: indexes, sequences and views.
+async fn existing_others(connection: &mut PgConnection) -> Result<Vec<String>> {
     Ok(sqlx::query_scalar(
-        "-- tables.indexes
-        SELECT relname::text FROM pg_class WHERE relkind = 'i' AND relnamespace = current_schema()::regnamespace",
+        "-- tables.others
+        SELECT relname::text FROM pg_class
+        WHERE relkind NOT IN ('r', 'p') AND relnamespace = current_schema()::regnamespace",
     )
     .fetch_all(connection)
     .await?)

@@ -197,6 +197,53 @@ fn every_mistake_of_every_file_is_named() {
     assert!(text.contains("other.toml: table `gottcha2_full` is already used by gottcha2.toml"), "{text}");
 }
 
+#[test]
+fn what_postgresql_or_openapi_could_not_tell_apart_or_hold_is_a_mistake() {
+    let columns = |count: usize| {
+        let column = |index| format!("[[columns]]\nname = \"c{index}\"\nkind = \"int\"\ndescription = \"x\"\n");
+        (0..count).map(column).collect::<String>()
+    };
+    let names = (0..33).map(|index| format!("\"c{index}\"")).collect::<Vec<_>>().join(", ");
+    let head = |name: &str, table: &str| {
+        format!("name = \"{name}\"\ntable = \"{table}\"\ntitle = \"x\"\ndescription = \"x\"\n")
+    };
+    for (text, reason) in [
+        (head("gottcha_2", "t") + &columns(1), "name in OpenAPI `Gottcha2Record` is already used by gottcha2.toml"),
+        (head("d", "submissions_pkey") + &columns(1), "_pkey"),
+        (head("d", "t") + &columns(1594), "more than 1593 columns"),
+        (format!("{}unique = [{names}]\n{}", head("d", "t"), columns(33)), "more than 32 columns"),
+        (
+            format!("{}{}[[indexes]]\nmethod = \"bloom\"\ncolumns = [{names}]\n", head("d", "t"), columns(33)),
+            "more than 32 columns",
+        ),
+    ] {
+        let folder = folder(&text);
+        let mistakes = Datasets::load(Some(folder.path())).expect_err("a mistake");
+        let found = mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        assert!(found.contains(reason), "{found}");
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_follow_its_definition_is_named_at_the_start() {
+    let (_, url) = create_database().await;
+    let start = async |definition: &str| {
+        let folder = folder(definition);
+        let overrides = [("datasets.dir".to_owned(), folder.path().display().to_string())];
+        App::new(Config::load(None, [], &overrides).expect("configuration"), &url).expect("app").prepare().await
+    };
+    start(DEFINITION).await.expect("a start");
+    let twins = "INSERT INTO kraken_report (submission_id, ordinal, sample_id) VALUES (0, 1, 'S'), (0, 2, 'S')";
+    let pool = PgPool::connect(&url).await.expect("pool");
+    sqlx::query(twins).execute(&pool).await.expect("rows");
+    let unique = DEFINITION.replacen("[[columns]]", "unique = [\"sample_id\"]\n[[columns]]", 1);
+    let error = start(&unique).await.expect_err("twins").to_string();
+    assert!(error.contains("kraken_report") && error.contains("unique index"), "{error}");
+    let sequence = DEFINITION.replace("kraken_report", "submissions_id_seq");
+    let error = start(&sequence).await.expect_err("a sequence");
+    assert!(error.report().contains("index, a sequence or a view"), "{}", error.report());
+}
+
 #[tokio::test]
 async fn the_list_names_all_datasets_and_their_columns() {
     let app = TestApp::start().await;
