@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use tracing_subscriber::filter::LevelFilter;
 
 pub use export::{Compression, ExportConfig, Format, ScheduleConfig, check_location};
@@ -265,9 +266,21 @@ impl Config {
         for (key, token) in
             [("auth.ingest_token", &self.auth.ingest_token), ("auth.bearer_token", &self.auth.bearer_token)]
         {
-            let is_ascii = token.as_ref().is_none_or(|token| token.expose().is_ascii());
-            check(is_ascii, key, "must be of ASCII letters: headers of HTTP carry no others");
+            let token = token.as_ref().map_or("", Secret::expose);
+            check(token.is_ascii(), key, "must be of ASCII letters: headers of HTTP carry no others");
+            check(
+                token.trim() == token,
+                key,
+                "must not begin or end with a blank or a line end: headers of HTTP lose them",
+            );
         }
+        let digest = |token: &Secret| data_encoding::HEXLOWER.encode(&Sha256::digest(token.expose()));
+        let plain = [&self.auth.ingest_token, &self.auth.bearer_token].into_iter().flatten().map(digest);
+        let mut hashes: Vec<String> = plain.collect();
+        hashes.extend(self.auth.tokens.iter().map(|token| token.sha256.to_ascii_lowercase()));
+        hashes.sort_unstable();
+        let differ = hashes.windows(2).all(|pair| pair[0] != pair[1]);
+        check(differ, "auth.tokens", "the same token is configured twice, so that nobody can tell what it allows");
         let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
         let unique = names.len() == self.auth.tokens.len() && !names.contains("");
         check(unique, "auth.tokens", "every token needs a name of its own");

@@ -92,6 +92,19 @@ fn keys_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn tokens_that_no_request_can_have_or_that_allow_two_things_are_refused() {
+    for token in ["x\n", " x", "\u{e4}"] {
+        let text = load(None, &[("BEARER_TOKEN", token)], &[]).expect_err("faults").to_string();
+        assert!(text.contains("auth.bearer_token"), "{text}");
+    }
+    let hash = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+    let twice = file(&format!("[[auth.tokens]]\nname = \"a\"\nscopes = [\"read\"]\nsha256 = \"{hash}\"\n"));
+    let text = load(Some(twice.path()), &[("BEARER_TOKEN", "x")], &[]).expect_err("faults").to_string();
+    assert!(text.contains("configured twice"), "{text}");
+    load(Some(twice.path()), &[("BEARER_TOKEN", "y")], &[]).expect("two tokens");
+}
+
+#[test]
 fn secrets_are_never_printed() {
     let pairs = [("INGEST_TOKEN", "s3cret"), ("DATABASE_URL", "postgres://u:s3cret@h/d")];
     let config = load(None, &pairs, &[]).expect("secrets");
