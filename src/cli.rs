@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::App;
 use crate::config::{Config, LogConfig, Scope, check_location};
@@ -356,6 +357,20 @@ fn parse_column(text: &str) -> Result<(String, String), String> {
 
 fn pair(text: &str) -> Option<(String, String)> {
     text.split_once('=').map(|(key, value)| (key.trim().to_owned(), value.to_owned()))
+}
+
+/// Waits until somebody presses Ctrl-C, or asks the program to end by SIGTERM, as batch systems do.
+async fn interrupted() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => drop(signals.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
 }
 
 /// Refuses what somebody means as a bucket or as his home, and what would become a folder of that name here.

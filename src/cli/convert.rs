@@ -78,9 +78,8 @@ pub async fn run(config: Config, options: Convert) -> Result<ExitCode> {
     tokio::spawn({
         let stop = Arc::clone(&stop);
         async move {
-            while tokio::signal::ctrl_c().await.is_ok() {
-                stop.store(true, Ordering::Relaxed);
-            }
+            super::interrupted().await;
+            stop.store(true, Ordering::Relaxed);
         }
     });
     let tell = |news: News| match news {

@@ -1,5 +1,6 @@
 //! `export`: one export from the command line, with a progress bar on a terminal. `lake` writes partitioned ones.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -58,7 +59,7 @@ pub struct Export {
     /// Rows stored before that time (RFC 3339).
     #[arg(long, value_name = "TIME")]
     to: Option<DateTime<Utc>>,
-    /// Rows with that value; may be repeated.
+    /// Rows with that value; may be repeated for other columns.
     #[arg(long = "filter", value_name = "COLUMN=VALUE", value_parser = super::parse_column)]
     filters: Vec<(String, String)>,
     /// Also export submission_id and ordinal, which name a row for ever.
@@ -72,6 +73,17 @@ pub struct Export {
 }
 
 impl Export {
+    /// Refuses two values for one column, which no row has.
+    fn check_filters(&self) -> Result<()> {
+        let mut columns = HashSet::new();
+        match self.filters.iter().find(|(column, _)| !columns.insert(column)) {
+            Some((column, _)) => {
+                Err(Error::parameter("--filter", format!("names `{column}` twice, and no row has two values")))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn spec(&self) -> ExportSpec {
         let filters = self.filters.iter().map(|(column, value)| (column.clone(), Value::from(value.as_str())));
         ExportSpec {
@@ -95,6 +107,7 @@ impl Export {
 /// A wish that cannot be met, a database or a storage that fails, Ctrl-C.
 pub async fn run(config: Config, wish: &Export) -> Result<String> {
     wish.output.as_deref().map_or(Ok(()), super::check_output)?;
+    wish.check_filters()?;
     let database = Database::open(&config).await?;
     let app = App::new(config, &database.url)?;
     let done = export(&app, wish).await;
@@ -157,12 +170,13 @@ async fn export(app: &App, wish: &Export) -> Result<String> {
     Ok(format!("{table}: {rows} rows, {size} in {seconds:.1} s\n{}\n", files.join("\n")))
 }
 
-/// Moves the bar for as long as nobody presses Ctrl-C; then stops the work, which is waited for elsewhere.
+/// Moves the bar for as long as nobody interrupts; then stops the work, which is waited for elsewhere.
 async fn interrupted<T>(lease: &Lease, bar: &ProgressBar) -> Result<T> {
+    let mut interrupted = std::pin::pin!(super::interrupted());
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK) => show(bar, &lease.progress),
-            _ = tokio::signal::ctrl_c() => {
+            () = &mut interrupted => {
                 lease.cancel();
                 // The engine sees it at once, and cleans up.
                 tokio::time::sleep(PATIENCE).await;
@@ -200,7 +214,7 @@ pub(super) async fn watch(app: &App, id: Uuid) -> Result<Job> {
     let bar = bar();
     let ended = tokio::select! {
         ended = follow(app, id, &bar) => ended,
-        _ = tokio::signal::ctrl_c() => {
+        () = super::interrupted() => {
             jobs::cancel(&app.pool, id).await?;
             follow(app, id, &bar).await
         }

@@ -164,11 +164,12 @@ async fn write(app: &App, wish: &Wish, place: &Place<'_>) -> Result<Outcome> {
         eprintln!("{name}: begins");
     }
     let mut running = std::pin::pin!(lake::run(&app.pool, &app.config.export, wish, place, &lease));
+    let mut interrupted = std::pin::pin!(super::interrupted());
     let ended = loop {
         tokio::select! {
             ended = &mut running => break ended,
             () = tokio::time::sleep(LOOK) => show(&bar, &lease.progress),
-            _ = tokio::signal::ctrl_c() => lease.cancel(),
+            () = &mut interrupted, if !lease.is_cancelled() => lease.cancel(),
         }
     };
     bar.finish_and_clear();

@@ -123,14 +123,16 @@ pub async fn insert(connection: &mut PgConnection, id: Uuid, job: Uuid, dataset:
     Ok(())
 }
 
-/// Whether the export that was made under a dedupe key is of that dataset and specification; `None` when it has been removed.
+/// Whether the export that was made under a dedupe key is of that dataset and specification, whatever its compression where
+/// the specification has none; `None` when it has been removed.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn is_same(connection: &mut PgConnection, key: &str, dataset: &str, spec: &Value) -> Result<Option<bool>> {
     let is_same = sqlx::query_scalar(
         "-- exports.is_same
-        SELECT e.dataset = $2 AND e.spec = $3 FROM exports e JOIN jobs j ON j.id = e.job_id WHERE j.dedupe_key = $1",
+        SELECT e.dataset = $2 AND CASE WHEN $3 ? 'compression' THEN e.spec ELSE e.spec - 'compression' END = $3
+        FROM exports e JOIN jobs j ON j.id = e.job_id WHERE j.dedupe_key = $1",
     );
     Ok(is_same.bind(key).bind(dataset).bind(spec).fetch_optional(connection).await?)
 }
@@ -274,15 +276,18 @@ pub async fn in_use(pool: &PgPool) -> Result<Vec<(Uuid, Option<String>)>> {
     .await?)
 }
 
-/// Seconds since the newest complete export of each dataset that is whole.
+/// Seconds since the newest complete export of each dataset that is whole; where there is none since its first rows were
+/// stored, and 0 where it has none.
 ///
 /// # Errors
 /// A database out of reach.
-pub async fn ages(pool: &PgPool) -> Result<Vec<(String, f64)>> {
+pub async fn ages(pool: &PgPool, datasets: &[String]) -> Result<Vec<(String, f64)>> {
     let sql = format!(
         "-- exports.ages
-        SELECT dataset, extract(epoch FROM now() - max(completed_at))::float8 FROM exports e
-        WHERE completed_at IS NOT NULL AND {WHOLE} AND {CATALOGUED} GROUP BY dataset"
+        SELECT name, coalesce(extract(epoch FROM now() - coalesce(newest, first))::float8, 0)
+        FROM unnest($1) AS name,
+        LATERAL (SELECT max(completed_at) AS newest FROM exports e WHERE dataset = name AND {WHOLE} AND {CATALOGUED}) AS whole,
+        LATERAL (SELECT min(created_at) AS first FROM submissions WHERE dataset = name AND rows > 0 AND newest IS NULL) AS rows"
     );
-    Ok(sqlx::query_as(AssertSqlSafe(sql)).fetch_all(pool).await?)
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(datasets).fetch_all(pool).await?)
 }

@@ -201,7 +201,11 @@ impl ExportSpec {
     fn conditions(&self, dataset: &Dataset, faults: &mut Vec<Fault>) -> Vec<String> {
         let mut conditions = Vec::new();
         faults.extend(self.faults_of_times());
-        let moment = |time: DateTime<Utc>| sql::literal(&Cell::Timestamp(time.timestamp_micros()));
+        // Rows have microseconds: none lies between a finer time and the next of these.
+        let micros = |time: DateTime<Utc>| {
+            time.timestamp_micros() + i64::from(!time.timestamp_subsec_nanos().is_multiple_of(1000))
+        };
+        let moment = |time| sql::literal(&Cell::Timestamp(micros(time)));
         let time = sql::quoted(TIME_COLUMN);
         conditions.extend(self.from.map(|from| format!("{time} >= {}", moment(from))));
         conditions.extend(self.to.map(|to| format!("{time} < {}", moment(to))));

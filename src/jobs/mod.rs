@@ -121,8 +121,7 @@ pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewE
     let work = Work::Export { export_id: export, retention_hours: new.retention_hours, notify: new.notify.to_vec() };
     // As it is configured now: the catalogue says how the export is compressed, also when that has changed.
     let usual = app.config.export.compression.of_files(new.spec.format);
-    let spec = ExportSpec { compression: new.spec.compression.or(Some(usual)), ..new.spec.clone() };
-    let spec = stored(&spec)?;
+    let spec = stored(&ExportSpec { compression: new.spec.compression.or(Some(usual)), ..new.spec.clone() })?;
     let job = NewJob {
         id: job,
         kind: work.kind(),
@@ -137,7 +136,8 @@ pub async fn enqueue_export(app: &App, connection: &mut PgConnection, new: &NewE
             db::export_jobs::insert(connection, export, asked.request, asked.client).await?;
         }
     } else if let Some(key) = new.dedupe_key {
-        let what = match db::exports::is_same(connection, key, &new.dataset.name, &spec).await? {
+        // As it was asked for: what is usual may have changed since.
+        let what = match db::exports::is_same(connection, key, &new.dataset.name, &stored(new.spec)?).await? {
             Some(true) => None,
             Some(false) => Some("another export"),
             None => Some("an export that has been removed"),

@@ -2,6 +2,7 @@
 //! time, anywhere, and twice.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::Ordering;
 
 use chrono::{TimeDelta, Utc};
 use uuid::Uuid;
@@ -20,8 +21,7 @@ const JOBS: u32 = 30;
 
 /// Clears away what is due, and logs what could not be.
 pub async fn run(app: &App) {
-    for (what, result) in [("exports", expire(app).await), ("orphans", sweep(app).await), ("ages", measure(app).await)]
-    {
+    for (what, result) in [("exports", expire(app).await), ("orphans", sweep(app).await)] {
         if let Err(error) = result {
             tracing::warn!(what, error = error.report(), "clearing away failed; it is tried again");
         }
@@ -132,10 +132,12 @@ async fn report_missing(app: &App, in_use: &HashMap<String, Option<String>>, lis
     Ok(())
 }
 
-/// Tells the age of the newest whole export of each dataset: the number to be alerted by.
-async fn measure(app: &App) -> Result<()> {
-    for (dataset, seconds) in exports::ages(&app.pool).await? {
+/// Tells the age of the newest whole export of each dataset, the number to be alerted by; nothing while the database is away.
+pub async fn measure(app: &App) {
+    if !app.is_ready.load(Ordering::Acquire) {
+        return;
+    }
+    for (dataset, seconds) in exports::ages(&app.pool, app.datasets.names()).await.unwrap_or_default() {
         telemetry::newest_export(&dataset, seconds);
     }
-    Ok(())
 }

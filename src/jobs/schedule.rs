@@ -26,11 +26,11 @@ use crate::telemetry;
 /// When schedules are looked at: a cron expression of seconds, since daylight saving time moves the hours of others.
 const LOOK: &str = "*/1 * * * * *";
 
-/// When retention runs, and exports are counted.
+/// When retention runs.
 const CLEAR: &str = "30 */10 * * * *";
 
-/// When what rows wait for LabKey is measured.
-const MEASURE: &str = "15 * * * * *";
+/// When it is measured how old exports are, and what rows wait for LabKey.
+const MEASURE: &str = "*/15 * * * * *";
 
 /// What is done with one dataset, and when.
 pub struct Schedule {
@@ -239,7 +239,10 @@ impl Clock {
         });
         let measure = Tick::new_async(MEASURE, move |_, _| {
             let app = measuring.clone();
-            Box::pin(async move { sync::measure(&app).await })
+            Box::pin(async move {
+                retention::measure(&app).await;
+                sync::measure(&app).await;
+            })
         });
         clock.add(measure.map_err(fault)?).await.map_err(fault)?;
         clock.add(look.map_err(fault)?).await.map_err(fault)?;

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use nvd_support_car::config::Compression;
+use nvd_support_car::db::exports;
 use nvd_support_car::db::jobs::Lease;
 use nvd_support_car::export::spec::ExportSpec;
 use nvd_support_car::export::{self, Target};
+use nvd_support_car::jobs::{NewExport, enqueue_export};
 use nvd_support_car::storage::Storage;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -147,6 +150,12 @@ async fn columns_filters_times_and_limits_choose_the_rows() {
     assert!(lines(wish(json!({"to": "2020-01-01T00:00:00Z"}))).await.is_empty());
     assert_eq!(lines(wish(json!({"from": "2020-01-01T00:00:00Z"}))).await.len(), 300);
     assert!(lines(wish(json!({"filters": {"name": "it's \\ none"}}))).await.is_empty());
+    // Times of clients are finer than those of rows: nothing lies between, and no row is lost or comes twice.
+    let stored_at =
+        "SELECT to_char(max(created_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') FROM gottcha2_full";
+    let after = format!("{}7Z", app.scalar::<String>(stored_at).await);
+    assert_eq!(lines(wish(json!({"from": after}))).await.len(), 0);
+    assert_eq!(lines(wish(json!({"to": after}))).await.len(), 300);
 }
 
 #[tokio::test]
@@ -168,6 +177,49 @@ async fn the_same_idempotency_key_is_the_same_job() {
     assert_eq!(removed.status(), 204);
     let refusal = problem(ask("gottcha2").await, 409).await;
     assert!(refusal["detail"].as_str().expect("detail").contains("has been removed"), "{refusal}");
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_is_the_same_export_also_when_another_compression_is_configured_since() {
+    let app = TestApp::start().await;
+    let dataset = app.app.datasets.get("stast").expect("dataset");
+    let asked = async |compression: Compression, spec: &ExportSpec| {
+        let mut other = app.app.clone();
+        let mut config = (*other.config).clone();
+        config.export.compression = compression;
+        other.config = std::sync::Arc::new(config);
+        let new = NewExport { dataset, spec, retention_hours: 1, notify: &[], asked: None, dedupe_key: Some("k") };
+        enqueue_export(&other, &mut app.pool.acquire().await.expect("connection"), &new).await.map(|job| job.id)
+    };
+    let usual = ExportSpec::default();
+    let job = asked(Compression::Zstd, &usual).await.expect("job");
+    assert_eq!(asked(Compression::Lz4, &usual).await.expect("job"), job);
+    let told = ExportSpec { compression: Some(Compression::Lz4), ..usual };
+    asked(Compression::Lz4, &told).await.expect_err("another export");
+}
+
+#[tokio::test]
+async fn the_age_to_be_alerted_by_is_that_of_the_newest_whole_export_or_of_rows_that_have_none() {
+    let app = TestApp::start().await;
+    stored(&app, 1, 1).await;
+    let names = ["gottcha2", "stast"].map(str::to_owned);
+    let ages = async || {
+        let ages = exports::ages(&app.pool, &names).await.expect("ages");
+        ages.into_iter().map(|(_, age)| age).collect::<Vec<_>>()
+    };
+    sqlx::query("UPDATE submissions SET created_at = created_at - interval '1 hour'")
+        .execute(&app.pool)
+        .await
+        .expect("update");
+    let before = ages().await;
+    assert!(before[0] > 3600.0 && before[1] == 0.0, "{before:?}");
+    let export = app.export(json!({"table": "gottcha2"})).await;
+    let with = ages().await;
+    assert!(with[0] < 3600.0, "{with:?}");
+    let path = format!("/exports/{}", export["id"].as_str().expect("id"));
+    assert_eq!(app.request("DELETE", &path).send().await.expect("answer").status(), 204);
+    let without = ages().await;
+    assert!(without[0] > 3600.0, "{without:?}");
 }
 
 #[tokio::test]

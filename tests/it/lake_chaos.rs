@@ -1,5 +1,6 @@
 //! Partitioned datasets while everything moves: clients that store, replace and remove at random, and kill -9.
 
+use nix::sys::signal::Signal;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -182,13 +183,13 @@ async fn a_first_run_that_is_interrupted_leaves_nothing_behind() {
     store_days(&app).await;
     let folder = tempfile::tempdir().expect("folder");
     let mut interrupted = 0;
-    for wait in [400, 600, 800] {
+    for (wait, signal) in [(400, Signal::SIGINT), (600, Signal::SIGTERM), (800, Signal::SIGTERM)] {
         let out = folder.path().join(format!("lake{wait}"));
         let mut child = export(&app, folder.path(), &out).spawn().expect("start");
         eventually("a file is written", async || out.exists() && !files_below(&out).is_empty()).await;
         tokio::time::sleep(Duration::from_millis(wait - 400)).await;
         let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
-        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("signal");
+        nix::sys::signal::kill(id, signal).expect("signal");
         child.wait().expect("wait");
         let left = files_of(&out);
         if left.keys().any(|path| path.ends_with("_manifest.json")) {

@@ -266,6 +266,15 @@ fn an_address_in_use_is_said_so() {
 }
 
 #[test]
+fn two_values_for_one_column_are_refused_by_the_command_line_too() {
+    let folder = folder();
+    let filters = ["--filter", "sample_id=S1", "--filter", "sample_id=S2"];
+    let refused = output(binary(folder.path()).args(["export", "gottcha2"]).args(filters));
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("`sample_id` twice"), "{}", text(&refused.stderr));
+}
+
+#[test]
 fn an_address_is_for_commands_that_listen() {
     let folder = folder();
     for command in [&["serve"][..], &["config", "check"]] {

@@ -150,7 +150,7 @@ async fn an_export_of_a_part_is_never_the_one_that_is_kept_nor_the_newest() {
         .expect("update");
     app.export(json!({"table": "gottcha2", "row_limit": 1})).await;
     sqlx::query("UPDATE exports SET expires_at = now() - interval '1 hour'").execute(&app.pool).await.expect("update");
-    let ages = exports::ages(&app.pool).await.expect("ages");
+    let ages = exports::ages(&app.pool, &["gottcha2".to_owned()]).await.expect("ages");
     assert!(matches!(&ages[..], [(dataset, age)] if dataset == "gottcha2" && *age >= 3600.0), "{ages:?}");
     retention::expire(&app.app).await.expect("expire");
     let left = app.get("/exports").await;
