@@ -122,7 +122,10 @@ fn describe() {
     describe_counter!(EXPORT_ROWS, "Rows of complete exports");
     describe_counter!(EXPORT_BYTES, "Bytes of complete exports");
     describe_histogram!(EXPORT_SECONDS, "From the claim of an export to its end");
-    describe_gauge!(EXPORT_AGE, "Age of the newest complete export of all rows and columns");
+    describe_gauge!(
+        EXPORT_AGE,
+        "Age of the newest complete export of all rows and columns; without one, of the rows of the dataset"
+    );
     describe_gauge!(EXPORT_NEXT, "When the next scheduled export is due");
     describe_gauge!(EXPORT_MISSING, "Files of complete exports that are missing from the storage");
     describe_counter!(LAKE_RUNS, "Runs of partitioned datasets by result: completed, or the reason of the failure");

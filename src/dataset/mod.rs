@@ -30,7 +30,8 @@ const BUILT_IN: [(&str, &str); 4] = [
     ("results.toml", include_str!("../../config/datasets/results.toml")),
 ];
 
-/// Columns of a dataset: those of a view in PostgreSQL, less what the service adds to a table, and the view for LabKey to that.
+/// Columns that a dataset may have: PostgreSQL holds 1,600 in a table or a view, of which the service adds 4 to the table and 3
+/// more to its view for LabKey.
 const MOST_COLUMNS: usize = 1600 - 4 - 3;
 
 /// All datasets of a running service, in the order of their names.

@@ -29,8 +29,11 @@ const LOOK: &str = "*/1 * * * * *";
 /// When retention runs.
 const CLEAR: &str = "30 */10 * * * *";
 
-/// When it is measured how old exports are, and what rows wait for LabKey.
-const MEASURE: &str = "*/15 * * * * *";
+/// When it is measured how old exports are.
+const AGE: &str = "*/15 * * * * *";
+
+/// When what rows wait for LabKey is measured.
+const MEASURE: &str = "15 * * * * *";
 
 /// What is done with one dataset, and when.
 pub struct Schedule {
@@ -228,7 +231,7 @@ impl Clock {
     pub async fn start(app: &App) -> Result<Self> {
         let schedules = Arc::new(Schedules::new(all(app)?));
         let clock = JobScheduler::new().await.map_err(fault)?;
-        let (looking, clearing, measuring) = (app.clone(), app.clone(), app.clone());
+        let (looking, clearing, measuring, aging) = (app.clone(), app.clone(), app.clone(), app.clone());
         let look = Tick::new_async(LOOK, move |_, _| {
             let (app, schedules) = (looking.clone(), Arc::clone(&schedules));
             Box::pin(async move { schedules.run_due(&app, Utc::now()).await })
@@ -239,11 +242,13 @@ impl Clock {
         });
         let measure = Tick::new_async(MEASURE, move |_, _| {
             let app = measuring.clone();
-            Box::pin(async move {
-                retention::measure(&app).await;
-                sync::measure(&app).await;
-            })
+            Box::pin(async move { sync::measure(&app).await })
         });
+        let age = Tick::new_async(AGE, move |_, _| {
+            let app = aging.clone();
+            Box::pin(async move { retention::measure(&app).await })
+        });
+        clock.add(age.map_err(fault)?).await.map_err(fault)?;
         clock.add(measure.map_err(fault)?).await.map_err(fault)?;
         clock.add(look.map_err(fault)?).await.map_err(fault)?;
         clock.add(clear.map_err(fault)?).await.map_err(fault)?;
