@@ -62,7 +62,7 @@ pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<
         if let Some(reason) = left_behind(connection, dataset, datasets, &tables).await? {
             mistakes.push(Mistake::new(&dataset.name, reason));
         }
-        if others.contains(&dataset.table) {
+        if others.contains_key(&dataset.table) {
             let reason = format!("table `{}` is the name of an index, a sequence or a view", dataset.table);
             mistakes.push(Mistake::new(&dataset.name, reason));
             continue;
@@ -79,13 +79,14 @@ pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<
 fn plan_table(
     dataset: &Dataset,
     tables: &HashMap<String, ExistingTable>,
-    others: &[String],
+    others: &HashMap<String, bool>,
     views: &HashMap<String, i64>,
 ) -> Result<Vec<String>, Vec<String>> {
     let none = ExistingTable::new();
     let existing = tables.get(&dataset.table).unwrap_or(&none);
     let mut statements = sql::plan(dataset, existing)?;
-    let missing = |statement: &String| !others.iter().any(|name| statement.contains(&sql::quoted(name)));
+    let indexes = others.iter().filter(|(_, is_index)| **is_index).map(|(name, _)| sql::quoted(name));
+    let missing = |statement: &String| !indexes.clone().any(|name| statement.contains(&name));
     statements.extend(sql::indexes(dataset).into_iter().filter(missing));
     let width = views.get(&sql::labkey_view_name(dataset)).and_then(|width| usize::try_from(*width).ok());
     if width != Some(sql::labkey_view_width(dataset, existing)) {
@@ -169,15 +170,16 @@ async fn existing_views(connection: &mut PgConnection) -> Result<HashMap<String,
     Ok(views.into_iter().collect())
 }
 
-/// The names of what is no table: indexes, sequences and views.
-async fn existing_others(connection: &mut PgConnection) -> Result<Vec<String>> {
-    Ok(sqlx::query_scalar(
+/// The names of what is no table, such as sequences and views, and whether it is an index.
+async fn existing_others(connection: &mut PgConnection) -> Result<HashMap<String, bool>> {
+    let others: Vec<(String, bool)> = sqlx::query_as(
         "-- tables.others
-        SELECT relname::text FROM pg_class
+        SELECT relname::text, relkind = 'i' FROM pg_class
         WHERE relkind NOT IN ('r', 'p') AND relnamespace = current_schema()::regnamespace",
     )
     .fetch_all(connection)
-    .await?)
+    .await?;
+    Ok(others.into_iter().collect())
 }
 
 /// The columns of each unique index, in its order.

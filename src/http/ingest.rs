@@ -1,11 +1,8 @@
 //! The routes by which result files come in.
 
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
-use axum::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use axum::http::{HeaderMap, Method, Version};
-use axum::middleware::Next;
-use axum::response::Response;
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
 use axum::{Extension, Json};
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
@@ -144,19 +141,6 @@ pub async fn put_submission(
 ) -> Answer {
     let key = key::check(&key, "key")?;
     take(&http, client, &dataset, query, Some(key), body).await
-}
-
-/// Refuses a request of which nobody can tell where its body ends: HTTP/1 takes it for one without a body (RFC 9112, section
-/// 6.3), and a file would be answered as stored of which no row is.
-pub async fn has_length(request: Request, next: Next) -> Result<Response, Problem> {
-    let has_body = matches!(*request.method(), Method::POST | Method::PUT) && request.version() <= Version::HTTP_11;
-    let is_known = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| request.headers().contains_key(name));
-    if is_known || !has_body {
-        return Ok(next.run(request).await);
-    }
-    let reason =
-        "the request has neither Content-Length nor Transfer-Encoding: send one of them, also with an empty body";
-    Err(Error::Body(reason.into()).into())
 }
 
 async fn take(

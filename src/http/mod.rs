@@ -70,8 +70,7 @@ fn secured() -> [(Scope, OpenApiRouter<Http>); 3] {
         .routes(routes!(ingest::ingest_stast))
         .routes(routes!(ingest::ingest_results))
         .routes(routes!(ingest::ingest_dataset))
-        .routes(routes!(ingest::put_submission))
-        .route_layer(from_fn(ingest::has_length));
+        .routes(routes!(ingest::put_submission));
     let read = OpenApiRouter::new()
         .routes(routes!(submissions::list_submissions))
         .routes(routes!(submissions::get_submission))
