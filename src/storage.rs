@@ -200,8 +200,7 @@ impl Storage {
     pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
         let mut files = Vec::new();
         if let Some(root) = &self.folder {
-            walk(root, &root.join(folder), &mut files)
-                .map_err(|error| object_store::Error::Generic { store: "local", source: Box::new(error) })?;
+            walk(root, &root.join(folder), &mut files).map_err(local)?;
             return Ok(files);
         }
         let mut listing = self.store.list(Some(&self.path(folder)));
@@ -219,8 +218,7 @@ impl Storage {
     /// A storage out of reach.
     pub async fn folders(&self, folder: &str) -> Result<Vec<String>> {
         let mut names = match &self.folder {
-            Some(root) => folders(&root.join(folder))
-                .map_err(|error| object_store::Error::Generic { store: "local", source: Box::new(error) })?,
+            Some(root) => folders(&root.join(folder)).map_err(local)?,
             None => {
                 let listing = self.store.list_with_delimiter(Some(&self.path(folder))).await?;
                 listing.common_prefixes.iter().filter_map(|path| path.filename().map(str::to_owned)).collect()
@@ -238,12 +236,8 @@ impl Storage {
         let files = self.list(folder).await?;
         if let Some(root) = &self.folder {
             // Empty folders and unfinished files are nothing that the store knows.
-            return match std::fs::remove_dir_all(root.join(folder)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(object_store::Error::Generic { store: "local", source: Box::new(error) }.into())
-                }
-                _ => Ok(files.len()),
-            };
+            removed(std::fs::remove_dir_all(root.join(folder)))?;
+            return Ok(files.len());
         }
         for file in &files {
             self.delete_file(&file.name).await?;
@@ -258,12 +252,7 @@ impl Storage {
     pub async fn delete_file(&self, name: &str) -> Result<()> {
         if let Some(root) = self.folder.as_ref().filter(|_| name.contains('#')) {
             // An unfinished file, which the store does not know.
-            return match std::fs::remove_file(root.join(name)) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(object_store::Error::Generic { store: "local", source: Box::new(error) }.into())
-                }
-                _ => Ok(()),
-            };
+            return removed(std::fs::remove_file(root.join(name)));
         }
         match self.store.delete(&self.path(name)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
@@ -284,6 +273,19 @@ impl Storage {
         // A name that is a path stays as it is: escaped once, by whoever has made it.
         let name = Path::parse(name).unwrap_or_else(|_| Path::from(name));
         self.root.parts().chain(name.parts()).collect()
+    }
+}
+
+/// A fault of the folder of a local storage.
+fn local(error: std::io::Error) -> object_store::Error {
+    object_store::Error::Generic { store: "local", source: Box::new(error) }
+}
+
+/// What came of removing something, which need not have been there.
+fn removed(result: std::io::Result<()>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(local(error).into()),
+        _ => Ok(()),
     }
 }
 
