@@ -355,7 +355,7 @@ pub async fn delete_export_job(
     if !exports::delete(&http.app.pool, job.export_id).await? {
         return Err(not_found(id).into());
     }
-    http.app.storage.delete(&format!("{}/{}", job.dataset, job.export_id)).await?;
+    http.app.storage.delete(&work::export_folder(&job.dataset, job.export_id)).await?;
     tracing::info!(export_job = id, dataset = job.dataset, "export job removed");
     Ok(StatusCode::NO_CONTENT)
 }

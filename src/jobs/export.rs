@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::notice;
+use super::{export_folder, notice};
 
 use crate::app::App;
 use crate::db::exports::{self, Completed, ExportFile};
@@ -43,7 +43,7 @@ async fn write(
         .map_err(|error| Error::Internal(format!("a stored export cannot be read: {error}")))?;
     let plan = spec.plan(dataset, (config.compression, config.compression_level))?;
     // Each attempt has a folder of its own: what a dead attempt still writes is in nobody's way.
-    let prefix = format!("{}/{}/{}", export.dataset, export.id, lease.attempt);
+    let prefix = format!("{}/{}", export_folder(&export.dataset, export.id), lease.attempt);
     let target = Target::new(export.id.to_string(), &app.storage, prefix);
     let exported = export::run(&app.pool, config, plan, &target, lease).await?;
     let done = completed(export.id, target.prefix, retention_hours, &exported);
@@ -51,7 +51,7 @@ async fn write(
     if !exports::complete(&mut transaction, export.id, &done).await? {
         transaction.rollback().await?;
         // It was removed while it was written.
-        app.storage.delete(&format!("{}/{}", export.dataset, export.id)).await?;
+        app.storage.delete(&export_folder(&export.dataset, export.id)).await?;
         return Err(Error::Cancelled);
     }
     if !jobs::complete(&mut transaction, lease).await? {

@@ -112,6 +112,12 @@ pub struct Asked<'a> {
     pub client: &'a str,
 }
 
+/// The folder of the storage in which all attempts of an export lie.
+#[must_use]
+pub fn export_folder(dataset: &str, export: Uuid) -> String {
+    format!("{dataset}/{export}")
+}
+
 /// Makes an export and its job, in the caller's transaction. With a key that was used before: the job of then.
 ///
 /// # Errors
@@ -229,15 +235,21 @@ async fn ended(app: &App, connection: &mut PgConnection, job: &Job, state: &str,
 
 /// Removes what a job that was cancelled had written by then.
 async fn clean_up(app: &App, job: &Job) {
-    let removed = match work_of(job) {
-        Ok(Work::Extract { run_id }) => app.storage.delete(&format!("{}/{run_id}", extract::FOLDER)).await.map(drop),
-        Ok(Work::Export { export_id, .. }) => match db::exports::by_id(&app.pool, export_id).await {
-            Ok(Some(export)) => app.storage.delete(&format!("{}/{export_id}", export.dataset)).await.map(drop),
-            found => found.map(drop),
-        },
-        _ => Ok(()),
+    let removing = async {
+        let folder = match work_of(job)? {
+            Work::Extract { run_id } => Some(format!("{}/{run_id}", extract::FOLDER)),
+            Work::Export { export_id, .. } => {
+                let export = db::exports::by_id(&app.pool, export_id).await?;
+                export.map(|export| export_folder(&export.dataset, export_id))
+            }
+            _ => None,
+        };
+        match folder {
+            Some(folder) => app.storage.delete(&folder).await.map(drop),
+            None => Ok(()),
+        }
     };
-    if let Err(error) = removed {
+    if let Err(error) = removing.await {
         // The sweep finds what is left.
         tracing::warn!(error = error.report(), job = %job.id, "what a cancelled job had written could not be removed");
     }

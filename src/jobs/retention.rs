@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use chrono::{TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::extract;
+use super::{export_folder, extract};
 use crate::app::App;
 use crate::db::{artifacts, export_jobs, exports, extract_runs, jobs};
 use crate::error::Result;
@@ -41,7 +41,7 @@ pub async fn expire(app: &App) -> Result<()> {
         tracing::info!(export = %export.id, dataset = export.dataset, "export removed: its time is over");
     }
     for job in export_jobs::expired(&app.pool).await? {
-        app.storage.delete(&format!("{}/{}", job.dataset, job.export_id)).await?;
+        app.storage.delete(&export_folder(&job.dataset, job.export_id)).await?;
         export_jobs::expire(&app.pool, job.number).await?;
         tracing::info!(export_job = job.number, dataset = job.dataset, "files removed: their time is over");
     }
@@ -59,7 +59,7 @@ pub async fn expire(app: &App) -> Result<()> {
 /// # Errors
 /// A database or a storage out of reach.
 pub async fn remove(app: &App, export: &exports::Export) -> Result<bool> {
-    app.storage.delete(&format!("{}/{}", export.dataset, export.id)).await?;
+    app.storage.delete(&export_folder(&export.dataset, export.id)).await?;
     exports::delete(&app.pool, export.id).await
 }
 
@@ -137,7 +137,9 @@ pub async fn measure(app: &App) {
     if !app.is_ready.load(Ordering::Acquire) {
         return;
     }
-    for (dataset, seconds) in exports::ages(&app.pool, app.datasets.names()).await.unwrap_or_default() {
-        telemetry::newest_export(&dataset, seconds);
+    match exports::ages(&app.pool, app.datasets.names()).await {
+        Ok(ages) => ages.iter().for_each(|(dataset, seconds)| telemetry::newest_export(dataset, *seconds)),
+        Err(error) if error.is_retryable() => {}
+        Err(error) => tracing::warn!(error = error.report(), "the age of exports cannot be told"),
     }
 }
