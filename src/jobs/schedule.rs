@@ -231,27 +231,14 @@ impl Clock {
     pub async fn start(app: &App) -> Result<Self> {
         let schedules = Arc::new(Schedules::new(all(app)?));
         let clock = JobScheduler::new().await.map_err(fault)?;
-        let (looking, clearing, measuring, aging) = (app.clone(), app.clone(), app.clone(), app.clone());
-        let look = Tick::new_async(LOOK, move |_, _| {
-            let (app, schedules) = (looking.clone(), Arc::clone(&schedules));
-            Box::pin(async move { schedules.run_due(&app, Utc::now()).await })
-        });
-        let clear = Tick::new_async(CLEAR, move |_, _| {
-            let app = clearing.clone();
-            Box::pin(async move { retention::run(&app).await })
-        });
-        let measure = Tick::new_async(MEASURE, move |_, _| {
-            let app = measuring.clone();
-            Box::pin(async move { sync::measure(&app).await })
-        });
-        let age = Tick::new_async(AGE, move |_, _| {
-            let app = aging.clone();
-            Box::pin(async move { retention::measure(&app).await })
-        });
-        clock.add(age.map_err(fault)?).await.map_err(fault)?;
-        clock.add(measure.map_err(fault)?).await.map_err(fault)?;
-        clock.add(look.map_err(fault)?).await.map_err(fault)?;
-        clock.add(clear.map_err(fault)?).await.map_err(fault)?;
+        add(&clock, LOOK, app, move |app| {
+            let schedules = Arc::clone(&schedules);
+            async move { schedules.run_due(&app, Utc::now()).await }
+        })
+        .await?;
+        add(&clock, CLEAR, app, |app| async move { retention::run(&app).await }).await?;
+        add(&clock, AGE, app, |app| async move { retention::measure(&app).await }).await?;
+        add(&clock, MEASURE, app, |app| async move { sync::measure(&app).await }).await?;
         clock.start().await.map_err(fault)?;
         Ok(Self(clock))
     }
@@ -262,6 +249,21 @@ impl Clock {
             tracing::warn!(%error, "the clock did not stop");
         }
     }
+}
+
+/// Lets a clock do that work at the times of a cron expression of seconds.
+async fn add<F>(
+    clock: &JobScheduler,
+    cron: &str,
+    app: &App,
+    work: impl Fn(App) -> F + Send + Sync + 'static,
+) -> Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let app = app.clone();
+    let tick = Tick::new_async(cron, move |_, _| Box::pin(work(app.clone()))).map_err(fault)?;
+    clock.add(tick).await.map(drop).map_err(fault)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape of map_err")]
