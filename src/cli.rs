@@ -266,7 +266,7 @@ fn check_uses(config: &Config) -> Result<()> {
 
 fn new_token(name: &str, scopes: &[Scope]) -> Result<()> {
     let token = secrets::generate(secrets::TOKEN_PREFIX)?;
-    let hash = data_encoding::HEXLOWER.encode(&http::auth::hash(&token));
+    let hash = data_encoding::HEXLOWER.encode(&secrets::hash(&token));
     let scopes: Vec<String> = scopes.iter().map(|scope| format!("\"{}\"", scope.as_str())).collect();
     let name = toml::Value::from(name);
     print(&format!(

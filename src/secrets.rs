@@ -5,6 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{Error, Result};
 
 /// What access tokens begin with, so that people and scanners recognise them.
@@ -22,6 +24,12 @@ pub fn generate(prefix: &str) -> Result<String> {
     getrandom::fill(&mut bytes)
         .map_err(|error| Error::Environment(format!("the system has no randomness: {error}")))?;
     Ok(format!("{prefix}{}", data_encoding::BASE64URL_NOPAD.encode(&bytes)))
+}
+
+/// SHA-256 of a token: what the configuration holds in its place.
+#[must_use]
+pub fn hash(token: &str) -> [u8; 32] {
+    Sha256::digest(token.as_bytes()).into()
 }
 
 /// The secret in `file`, made at the first call.

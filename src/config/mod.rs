@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tracing_subscriber::filter::LevelFilter;
+
+use crate::secrets;
 
 pub use export::{Compression, ExportConfig, Format, ScheduleConfig, check_location};
 pub use fault::{ConfigError, Fault, Source};
@@ -274,7 +275,7 @@ impl Config {
                 "must not begin or end with a blank or a line end: headers of HTTP lose them",
             );
         }
-        let digest = |token: &Secret| data_encoding::HEXLOWER.encode(&Sha256::digest(token.expose()));
+        let digest = |token: &Secret| data_encoding::HEXLOWER.encode(&secrets::hash(token.expose()));
         let plain = [&self.auth.ingest_token, &self.auth.bearer_token].into_iter().flatten().map(digest);
         let mut hashes: Vec<String> = plain.collect();
         hashes.extend(self.auth.tokens.iter().map(|token| token.sha256.to_ascii_lowercase()));

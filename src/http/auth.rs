@@ -10,7 +10,6 @@ use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::Response;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
@@ -18,6 +17,7 @@ use super::Http;
 use super::problem::Problem;
 use crate::config::{Config, Scope};
 use crate::error::{Error, Result};
+use crate::secrets::hash;
 
 /// The name of the token that a request carries.
 #[derive(Debug, Clone)]
@@ -111,12 +111,6 @@ pub async fn authorize(http: &Http, headers: &HeaderMap, scope: Scope) -> Result
     }
     token.wait_for_turn().await?;
     Ok(Client(Arc::clone(&token.name)))
-}
-
-/// SHA-256 of a token: what the configuration holds in its place.
-#[must_use]
-pub fn hash(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
 }
 
 fn decode_hash(text: &str) -> Result<[u8; 32]> {

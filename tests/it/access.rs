@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use nvd_support_car::config::Config;
-use nvd_support_car::http::auth;
+use nvd_support_car::secrets;
 use reqwest::Client;
 
 use crate::app::{RECORD, TOKEN, TestApp, problem};
@@ -39,7 +39,7 @@ async fn scopes_allow_what_they_say_and_nothing_else() {
 #[test]
 fn a_token_is_kept_as_its_sha256() {
     let expected = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
-    assert_eq!(data_encoding::HEXLOWER.encode(&auth::hash("test")), expected);
+    assert_eq!(data_encoding::HEXLOWER.encode(&secrets::hash("test")), expected);
 }
 
 #[tokio::test]
@@ -86,7 +86,7 @@ async fn a_full_upload_queue_is_refused_with_a_time_to_come_back() {
 fn the_sha256_of_nothing_is_no_token() {
     let file = tempfile::Builder::new().suffix(".toml").tempfile().expect("file");
     let token = "[[auth.tokens]]\nname = \"a\"\nscopes = [\"read\"]\nsha256 = ";
-    let nothing = data_encoding::HEXLOWER.encode(&auth::hash(""));
+    let nothing = data_encoding::HEXLOWER.encode(&secrets::hash(""));
     std::fs::write(file.path(), format!("{token}\"{nothing}\"\n")).expect("write");
     let error = Config::load(Some(file.path()), [], &[]).expect_err("refused").to_string();
     assert!(error.contains("empty token"), "{error}");
