@@ -18,6 +18,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use definition::SERVICE_COLUMNS;
 pub use definition::{Bounds, Column, Dataset, Index, IndexMethod, Mistake};
 pub use kind::Kind;
 pub use row::{Cell, Fault, Row};
@@ -30,9 +31,9 @@ const BUILT_IN: [(&str, &str); 4] = [
     ("results.toml", include_str!("../../config/datasets/results.toml")),
 ];
 
-/// Columns that a dataset may have: PostgreSQL holds 1,600 in a table or a view, of which the service adds 4 to the table and 3
-/// more to its view for LabKey.
-const MOST_COLUMNS: usize = 1600 - 4 - 3;
+/// Columns that a dataset may have: PostgreSQL holds 1,600 in a table or a view, less those that the service adds to
+/// the table and to its view for LabKey.
+const MOST_COLUMNS: usize = 1600 - SERVICE_COLUMNS.len() - sql::LABKEY_COLUMNS.len();
 
 /// All datasets of a running service, in the order of their names.
 #[derive(Debug, Clone)]

@@ -126,21 +126,23 @@ async fn write(place: &Place<'_>, files: [(&str, String); 4]) -> Result<()> {
     Ok(())
 }
 
-/// The columns that stand in paths, and the types of their values in DuckDB.
-fn partition_columns(manifest: &Manifest) -> Vec<(&str, &'static str)> {
+/// The columns that stand in paths, and the kinds of their values.
+fn partition_columns(manifest: &Manifest) -> Vec<(&str, Kind)> {
     let levels = manifest.partitioning.temporal.iter().flat_map(|temporal| temporal.levels());
     let by = manifest.partitioning.by.iter().map(|name| {
         let known = manifest.partition_columns.iter().find(|column| column.name == *name);
         // Where the manifest does not say it, as text every value can be read.
-        (name.as_str(), duckdb_type(known.map_or(Kind::Text, |column| column.kind)))
+        (name.as_str(), known.map_or(Kind::Text, |column| column.kind))
     });
-    levels.map(|level| (level.as_str(), "BIGINT")).chain(by).collect()
+    levels.map(|level| (level.as_str(), Kind::Int)).chain(by).collect()
 }
 
 fn schema(manifests: &[Manifest]) -> Value {
     let dataset = |manifest: &Manifest| {
-        let partitions: Vec<Value> =
-            partition_columns(manifest).into_iter().map(|(name, kind)| json!({"name": name, "type": kind})).collect();
+        let partitions: Vec<Value> = partition_columns(manifest)
+            .into_iter()
+            .map(|(name, kind)| json!({"name": name, "type": duckdb_type(kind)}))
+            .collect();
         let columns: Vec<Value> = manifest
             .columns
             .iter()
@@ -180,13 +182,14 @@ fn view(place: &Place<'_>, manifest: &Manifest) -> String {
     let name = quoted(&manifest.dataset);
     let partitions = partition_columns(manifest);
     if manifest.files().next().is_none() {
-        let of_files = manifest.columns.iter().map(|column| (column.name.as_str(), duckdb_type(column.kind)));
+        let of_files = manifest.columns.iter().map(|column| (column.name.as_str(), column.kind));
         let of_paths = partitions.into_iter().filter(|(name, _)| !has(manifest, name));
-        let columns: Vec<String> =
-            of_files.chain(of_paths).map(|(name, kind)| format!("NULL::{kind} AS {}", quoted(name))).collect();
+        let null = |(name, kind)| format!("NULL::{} AS {}", duckdb_type(kind), quoted(name));
+        let columns: Vec<String> = of_files.chain(of_paths).map(null).collect();
         return format!("CREATE OR REPLACE VIEW {name} AS SELECT {} WHERE false;\n", columns.join(", "));
     }
-    let types: Vec<String> = partitions.iter().map(|(name, kind)| format!("{}: {kind}", quoted(name))).collect();
+    let types: Vec<String> =
+        partitions.iter().map(|(name, kind)| format!("{}: {}", quoted(name), duckdb_type(*kind))).collect();
     let read = |files: Vec<String>| {
         format!(
             "SELECT * FROM read_parquet([\n{}\n], hive_partitioning = true, hive_types = {{{}}})",
@@ -312,13 +315,13 @@ fn readme_of(place: &Place<'_>, beginning: &str, manifests: &[Manifest]) -> Stri
 /// How to read a dataset whose paths hold text, unless its files hold it too.
 fn typed_reading(place: &Place<'_>, manifest: &Manifest) -> Option<String> {
     let columns = partition_columns(manifest);
-    if manifest.partitioning.keep_columns || columns.iter().all(|(_, kind)| *kind != "VARCHAR") {
+    if manifest.partitioning.keep_columns || !columns.iter().any(|(_, kind)| matches!(kind, Kind::Text | Kind::Json)) {
         return None;
     }
     let types = |number: &str, text: &str| -> String {
         let each = columns.iter().map(|(name, kind)| {
             let name = serde_json::Value::from(*name);
-            format!("{name}: {}", if *kind == "BIGINT" { number } else { text })
+            format!("{name}: {}", if *kind == Kind::Int { number } else { text })
         });
         each.collect::<Vec<_>>().join(", ")
     };
