@@ -135,7 +135,7 @@ pub struct Guess {
     pub name: String,
     /// Whether hardly any row fills it.
     pub is_sparse: bool,
-    /// Whether hardly any row leaves it empty.
+    /// Whether every row fills it, as far as PostgreSQL has looked.
     pub is_full: bool,
     /// Whether it has too many values for a dictionary: more than a tenth of the rows, or than [`MANY_VALUES`].
     pub is_diverse: bool,
@@ -152,7 +152,7 @@ pub async fn guesses(connection: &mut PgConnection, table: &str) -> Result<Vec<G
     // The number of values is written as a share, with a minus, where it is more than a tenth of the rows.
     let columns = sqlx::query_as(
         "-- tables.guesses
-        SELECT attname::text AS name, null_frac > 0.99 AS is_sparse, null_frac < 0.01 AS is_full,
+        SELECT attname::text AS name, null_frac > 0.99 AS is_sparse, null_frac = 0 AS is_full,
             n_distinct < 0 OR n_distinct > $2 AS is_diverse
         FROM pg_stats WHERE schemaname = current_schema() AND tablename = $1",
     );

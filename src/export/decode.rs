@@ -7,8 +7,9 @@
 //!
 //! - A column that hardly any row fills costs as much as any other. Such columns come as one record, which is null in all
 //!   rows but those few.
-//! - Columns of floats that nearly every row fills come by four: as the four numbers of a line segment, or as a record
-//!   where one of them is null.
+//! - Columns of numbers that every row is expected to fill come by four: as the four numbers of a line segment. That is null
+//!   where one of them is, and holds whole numbers below 2^53 only. A COPY that turns out to have others is
+//!   [`uneven`](Decoder::is_uneven): the rows that it has given are right, the rest must be read in another way.
 
 use std::sync::Arc;
 
@@ -38,13 +39,16 @@ const HEADER: usize = 15;
 /// Microseconds from 1970-01-01, where Unix begins to count, to 2000-01-01, where PostgreSQL does.
 const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
+/// Whole numbers below this are exact as floats.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// Turns the bytes of one COPY into batches.
 pub struct Decoder {
     schema: SchemaRef,
     /// Columns that are fields of their own, in the order of a row.
     dense: Vec<Values>,
     /// Columns that come by four.
-    quads: Vec<[Values; 4]>,
+    quads: Vec<Vec<Values>>,
     /// Columns that come as one record.
     sparse: Vec<Values>,
     /// The records of sparse columns in the batch under way, with their rows.
@@ -58,6 +62,7 @@ pub struct Decoder {
     carry: Vec<u8>,
     has_header: bool,
     has_ended: bool,
+    is_uneven: bool,
     text_bytes: usize,
 }
 
@@ -69,7 +74,7 @@ impl Decoder {
         Self {
             schema: Arc::clone(&plan.schema),
             dense: plan.dense().map(values).collect(),
-            quads: plan.quads.iter().map(|quad| quad.map(values)).collect(),
+            quads: plan.quads.iter().map(|quad| quad.iter().copied().map(values).collect()).collect(),
             sparse: plan.sparse.iter().copied().map(values).collect(),
             records: Vec::new(),
             nulls: Vec::new(),
@@ -78,8 +83,15 @@ impl Decoder {
             carry: Vec::new(),
             has_header: false,
             has_ended: false,
+            is_uneven: false,
             text_bytes: 0,
         }
+    }
+
+    /// Whether numbers did not come as expected. From then on bytes are only passed over, to the end of the COPY.
+    #[must_use]
+    pub const fn is_uneven(&self) -> bool {
+        self.is_uneven
     }
 
     /// Takes the next bytes, and gives a batch when one is full.
@@ -87,6 +99,9 @@ impl Decoder {
     /// # Errors
     /// Bytes that are no COPY of these columns.
     pub fn feed(&mut self, bytes: &Bytes) -> Result<Option<RecordBatch>> {
+        if self.is_uneven {
+            return Ok(None);
+        }
         if self.carry.is_empty() {
             let used = self.decode(bytes)?;
             self.carry.extend_from_slice(&bytes[used..]);
@@ -151,12 +166,18 @@ impl Decoder {
                     // A record of sparse columns that is null is not even noted.
                     if let Some(column) = self.dense.get_mut(field) {
                         column.push_null();
+                    } else if field < self.dense.len() + self.quads.len() {
+                        self.is_uneven = true;
+                        return Ok(data.len());
                     }
                     rest = after;
                 } else {
                     let length = usize::try_from(length).map_err(|_| mismatch("a field has no length"))?;
                     let Some((value, after)) = after.split_at_checked(length) else { break };
                     self.take_value(field, value)?;
+                    if self.is_uneven {
+                        return Ok(data.len());
+                    }
                     rest = after;
                 }
                 field += 1;
@@ -176,7 +197,7 @@ impl Decoder {
         if let Some(column) = self.dense.get_mut(field) {
             self.text_bytes += column.push(value)?;
         } else if let Some(quad) = self.quads.get_mut(field - self.dense.len()) {
-            push_quad(quad, value)?;
+            self.is_uneven = !push_quad(quad, value)?;
         } else {
             self.text_bytes += value.len();
             self.records.push((self.rows, value.to_vec()));
@@ -228,16 +249,21 @@ impl Decoder {
     }
 }
 
-/// Four floats: 32 bytes, or a record, which is longer.
+/// The four numbers of a line segment; false where one of them is a whole number that a float may have rounded.
 #[inline]
-fn push_quad(quad: &mut [Values; 4], value: &[u8]) -> Result<()> {
-    if value.len() != 32 {
-        return push_record(quad, value);
+fn push_quad(quad: &mut [Values], value: &[u8]) -> Result<bool> {
+    let numbers: [u8; 32] = fixed(value)?;
+    for (column, number) in quad.iter_mut().zip(numbers.as_chunks().0) {
+        let number = f64::from_be_bytes(*number);
+        column.nulls.append_non_null();
+        match &mut column.data {
+            Data::Float(values) => values.push(number),
+            #[expect(clippy::cast_possible_truncation, reason = "a whole number below 2^53")]
+            Data::Int(values) if number.abs() < EXACT => values.push(number as i64),
+            _ => return Ok(false),
+        }
     }
-    for (column, value) in quad.iter_mut().zip(value.chunks_exact(8)) {
-        column.push(value)?;
-    }
-    Ok(())
+    Ok(true)
 }
 
 /// A record as PostgreSQL's `record_send` writes it: the number of values, then the type, length and bytes of each.

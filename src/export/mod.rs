@@ -36,7 +36,7 @@ use encode::{Encoder, Limits, Stats};
 use files::{Encoded, Written};
 use manifest::Manifest;
 use parquet::Layout;
-use snapshot::{Read, Snapshot, Table};
+use snapshot::{RangeReader, Read, Snapshot, Table};
 use spec::Plan;
 use upload::FileNames;
 
@@ -273,7 +273,8 @@ async fn finish(mut work: JoinSet<Result<()>>) -> Result<()> {
 
 /// How the table is cut into ranges of pages.
 struct Ranges {
-    pages: i64,
+    /// The pages of the table, where they are read one after the other.
+    pages: Option<i64>,
     step: i64,
     count: usize,
     next: AtomicUsize,
@@ -296,24 +297,22 @@ impl Ranges {
         let step = (table.pages as f64 * rows as f64 / table.rows as f64).ceil() as i64;
         let step = if whole { i64::MAX } else { step.max(1) };
         let count = if whole { 1 } else { usize::try_from((table.pages + step - 1) / step).unwrap_or(1) };
-        Self { pages: table.pages, step, count, next: AtomicUsize::new(0), limits }
+        Self { pages: (!whole).then_some(table.pages), step, count, next: AtomicUsize::new(0), limits }
     }
 
     fn readers(&self, config: &ExportConfig) -> usize {
         config.connections.clamp(1, self.count.max(1))
     }
 
-    /// The next range, and its pages; all of the table when it is one range.
+    /// The next range, and its pages; none where all of the table is one range that an index may find.
     fn next(&self) -> Option<(usize, Option<(i64, i64)>)> {
         let range = self.next.fetch_add(1, Ordering::Relaxed);
         if range >= self.count {
             return None;
         }
-        if self.count == 1 {
-            return Some((range, None));
-        }
+        let Some(pages) = self.pages else { return Some((range, None)) };
         let first = i64::try_from(range).ok()? * self.step;
-        Some((range, Some((first, (first + self.step).min(self.pages)))))
+        Some((range, Some((first, (first + self.step).min(pages)))))
     }
 }
 
@@ -340,6 +339,8 @@ impl Reader {
 
     /// A connection that ends within a COPY is not used again.
     async fn read(&self, mut connection: PoolConnection<Postgres>, output: &mpsc::Sender<Read>) -> Result<()> {
+        let plan = Plan::clone(&self.plan);
+        let mut reader = RangeReader { plan, progress: &self.lease.progress, output };
         loop {
             if let Some(tickets) = &self.tickets {
                 let ticket = tokio::select! {
@@ -354,7 +355,7 @@ impl Reader {
                 self.tickets.iter().for_each(|tickets| tickets.add_permits(1));
                 break;
             };
-            if !snapshot::read(&mut connection, &self.plan, range, pages, &self.lease.progress, output).await? {
+            if !reader.read(&mut connection, range, pages).await? {
                 return Ok(());
             }
         }

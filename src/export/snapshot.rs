@@ -113,40 +113,77 @@ async fn connection(pool: &PgPool) -> Result<PoolConnection<Postgres>> {
 async fn begin(connection: &mut PoolConnection<Postgres>) -> Result<()> {
     sqlx::query("-- export.begin\nBEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").execute(&mut **connection).await?;
     // The work is bounded by the job; server-wide limits for web requests must not end it. Compiling the query costs more
-    // than it saves where a range is small, and 200 ms where it is not.
-    for setting in ["statement_timeout = 0", "idle_in_transaction_session_timeout = 0", "jit = off"] {
+    // than it saves where a range is small, and 200 ms where it is not. Rows shall come in the order of the pages.
+    for setting in [
+        "statement_timeout = 0",
+        "idle_in_transaction_session_timeout = 0",
+        "jit = off",
+        "synchronize_seqscans = off",
+        "max_parallel_workers_per_gather = 0",
+    ] {
         db::execute_generated(connection, format!("-- export.settings\nSET LOCAL {setting}")).await?;
     }
     Ok(())
 }
 
-/// Reads one range of the table and hands its batches over.
-///
-/// # Errors
-/// A database that fails.
-pub async fn read(
-    connection: &mut PoolConnection<Postgres>,
-    plan: &Plan,
-    range: usize,
-    pages: Option<(i64, i64)>,
-    progress: &Arc<Progress>,
-    output: &mpsc::Sender<Read>,
-) -> Result<bool> {
-    let mut decoder = Decoder::new(plan);
-    let mut copy = db::copy_out(connection, plan.copy_out(pages)).await?;
-    while let Some(bytes) = copy.next().await.transpose()? {
-        if let Some(batch) = decoder.feed(&bytes)? {
-            progress.add_rows(batch.num_rows() as u64);
-            if output.send(Read::Batch(range, batch)).await.is_err() {
+/// Reads ranges of a table, one after the other, and hands their batches over.
+pub struct RangeReader<'r> {
+    /// What is read.
+    pub plan: Plan,
+    /// How far the export is.
+    pub progress: &'r Progress,
+    /// Where batches go.
+    pub output: &'r mpsc::Sender<Read>,
+}
+
+impl RangeReader<'_> {
+    /// Reads one range of these pages, or all of the table. False when nobody takes its rows any more.
+    ///
+    /// # Errors
+    /// A database that fails.
+    pub async fn read(
+        &mut self,
+        connection: &mut PoolConnection<Postgres>,
+        range: usize,
+        pages: Option<(i64, i64)>,
+    ) -> Result<bool> {
+        // Rows found in another way than page by page have no order in which to go on after some of them.
+        if pages.is_none() {
+            self.plan = self.plan.without_quads();
+        }
+        let mut taken = 0;
+        loop {
+            let mut decoder = Decoder::new(&self.plan);
+            let mut known = taken;
+            let mut copy = db::copy_out(connection, self.plan.copy_out(pages)).await?;
+            while let Some(bytes) = copy.next().await.transpose()? {
+                if let Some(batch) = decoder.feed(&bytes)? {
+                    let Some(rows) = self.hand_over(range, &batch, &mut known).await else { return Ok(false) };
+                    taken += rows;
+                }
+            }
+            if decoder.is_uneven() {
+                self.plan = self.plan.without_quads();
+                continue;
+            }
+            if let Some(batch) = decoder.finish()?
+                && self.hand_over(range, &batch, &mut known).await.is_none()
+            {
                 return Ok(false);
             }
+            return Ok(self.output.send(Read::End(range)).await.is_ok());
         }
     }
-    if let Some(batch) = decoder.finish()? {
-        progress.add_rows(batch.num_rows() as u64);
-        if output.send(Read::Batch(range, batch)).await.is_err() {
-            return Ok(false);
+
+    /// Hands over what is new of a batch, whose first rows are `known`; the number of new rows if somebody takes them.
+    async fn hand_over(&self, range: usize, batch: &RecordBatch, known: &mut usize) -> Option<usize> {
+        let old = batch.num_rows().min(*known);
+        *known -= old;
+        let rows = batch.num_rows() - old;
+        if rows > 0 {
+            self.progress.add_rows(rows as u64);
+            self.output.send(Read::Batch(range, batch.slice(old, rows))).await.ok()?;
         }
+        Some(rows)
     }
-    Ok(output.send(Read::End(range)).await.is_ok())
 }

@@ -114,8 +114,9 @@ pub struct Plan {
     pub is_lookup: bool,
     /// Whether readers are expected to want few rows of each file.
     pub is_searched: bool,
-    /// Positions of columns of floats that nearly every row fills, by four: each four are read together, as one value.
-    pub quads: Vec<[usize; 4]>,
+    /// Positions of columns of numbers that every row is expected to fill, by four: each four are read together, as one
+    /// value.
+    pub quads: Vec<Vec<usize>>,
     /// Positions of columns that hardly any row fills. They are read together, as one value, from the rows that do.
     pub sparse: Vec<usize>,
     conditions: Vec<String>,
@@ -243,7 +244,7 @@ impl ExportSpec {
 impl Plan {
     /// Fits reading and writing to what is guessed of the columns, which decides about speed and size only.
     pub fn expect(&mut self, guesses: &[Guess]) {
-        let mut floats = Vec::new();
+        let mut numbers = Vec::new();
         for (position, column) in self.columns.iter_mut().enumerate().filter(|(_, column)| column.is_plain) {
             let Some(guess) = guesses.iter().find(|guess| guess.name == column.name) else { continue };
             // A dictionary of numbers that hardly repeat would be given up before long, and stay in the file.
@@ -251,11 +252,14 @@ impl Plan {
             column.repeats &= !(guess.is_sparse || (guess.is_diverse && is_number));
             if guess.is_sparse {
                 self.sparse.push(position);
-            } else if guess.is_full && column.kind == Kind::Float {
-                floats.push(position);
+            } else if guess.is_full && is_number {
+                numbers.push(position);
             }
         }
-        self.quads = floats.as_chunks().0.to_vec();
+        // Together with the state in LabKey, rows have no order by which they could be read again.
+        if !self.has_labkey() {
+            self.quads = numbers.chunks(4).filter(|quad| quad.len() > 1).map(<[usize]>::to_vec).collect();
+        }
         // COPY needs a column.
         if self.sparse.len() == self.columns.len() {
             self.sparse.clear();
@@ -289,20 +293,31 @@ impl Plan {
         self.columns.push(column);
     }
 
+    /// The same rows and columns, each number as a value of its own.
+    #[must_use]
+    pub fn without_quads(&self) -> Self {
+        Self { quads: Vec::new(), ..self.clone() }
+    }
+
+    fn has_labkey(&self) -> bool {
+        self.columns.iter().any(|column| is_of_labkey(&column.name))
+    }
+
     /// Positions of the columns that are read one by one.
     pub fn dense(&self) -> impl Iterator<Item = usize> {
         let together: Vec<usize> = self.quads.iter().flatten().chain(&self.sparse).copied().collect();
         (0..self.columns.len()).filter(move |position| !together.contains(position))
     }
 
-    /// The COPY of the rows in a range of pages, or of all rows: the dense columns, then each four floats as the ends of
-    /// a line segment, or as a record where one of them is null, then the sparse columns as one record, which is null
-    /// where all of them are.
+    /// The COPY of the rows in a range of pages, or of all rows: the dense columns, then each four numbers as the ends of
+    /// a line segment, which is null where one of them is, then the sparse columns as one record, which is null where all of
+    /// them are.
     #[must_use]
     pub fn copy_out(&self, pages: Option<(i64, i64)>) -> String {
         let sql = |position: usize| self.columns[position].sql.as_str();
         let mut columns: Vec<String> = self.dense().map(|position| sql(position).to_owned()).collect();
-        columns.extend(self.quads.iter().map(|quad| float_quad(quad.map(sql))));
+        columns
+            .extend(self.quads.iter().map(|quad| segment(&quad.iter().map(|column| sql(*column)).collect::<Vec<_>>())));
         if !self.sparse.is_empty() {
             let sparse = self.sparse.iter().copied().map(sql).collect::<Vec<_>>().join(", ");
             columns.push(format!("CASE WHEN num_nonnulls({sparse}) > 0 THEN record_send(ROW({sparse})) END"));
@@ -311,11 +326,7 @@ impl Plan {
         if let Some((first, end)) = pages {
             conditions.push(format!("ctid >= '({first},0)' AND ctid < '({end},0)'"));
         }
-        let source = if self.columns.iter().any(|column| is_of_labkey(&column.name)) {
-            sql::with_labkey(&self.dataset)
-        } else {
-            sql::quoted(&self.dataset.table)
-        };
+        let source = if self.has_labkey() { sql::with_labkey(&self.dataset) } else { sql::quoted(&self.dataset.table) };
         let mut query = format!("SELECT {} FROM {source}", columns.join(", "));
         if !conditions.is_empty() {
             query = format!("{query} WHERE {}", conditions.join(" AND "));
@@ -387,12 +398,10 @@ pub fn all_columns(dataset: &Dataset) -> Vec<Selected> {
     identity.chain(data).chain(rest).chain(labkey).collect()
 }
 
-/// Four floats as one value: PostgreSQL sends a line segment in little more time than one float.
-fn float_quad([a, b, c, d]: [&str; 4]) -> String {
-    format!(
-        "CASE WHEN {a} IS NULL OR {b} IS NULL OR {c} IS NULL OR {d} IS NULL THEN record_send(ROW({a}, {b}, {c}, {d})) \
-         ELSE lseg_send(lseg(point({a}, {b}), point({c}, {d}))) END"
-    )
+/// Up to four numbers as one value: PostgreSQL sends a line segment in little more time than one number.
+fn segment(numbers: &[&str]) -> String {
+    let number = |index: usize| numbers.get(index).copied().unwrap_or("0");
+    format!("lseg(point({}, {}), point({}, {}))", number(0), number(1), number(2), number(3))
 }
 
 fn is_of_labkey(name: &str) -> bool {

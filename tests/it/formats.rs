@@ -68,7 +68,7 @@ fn row() -> impl Strategy<Value = Value> {
     )
 }
 
-/// Floats that nearly every row fills.
+/// Floats that a test has every row fill.
 const QUAD: [&str; 4] = ["covered_sig_depth", "zscore", "linear_doc", "rollup_doc"];
 
 const COLUMNS: [&str; 14] = [
@@ -193,17 +193,10 @@ async fn arbitrary_rows_come_back_equal_from_every_format_and_compression() {
     let rows: Vec<Value> = (0..3_000).map(|_| row().new_tree(&mut runner).expect("row").current()).collect();
     let body: String = rows.iter().map(|row| format!("{row}\n")).collect();
     app.store("/ingest-gottcha2", gzip(body)).await;
-    // Among rows that fill hardly any of these columns but four, as PostgreSQL then knows.
+    // Among rows that fill hardly any of these columns, as PostgreSQL then knows.
     let filler = format!("{}\n", crate::app::RECORD).repeat(400_000);
-    let quad = QUAD.map(|name| format!("{name}=1.5")).join("&");
-    app.store(&format!("/ingest-gottcha2?run_id=filler&{quad}"), gzip(filler)).await;
-    sqlx::query("ANALYZE gottcha2_full").execute(&app.pool).await.expect("statistics");
-    for (guess, name) in [("> 0.99", "depth"), ("BETWEEN 1e-9 AND 0.01", "zscore")] {
-        let sql = format!(
-            "SELECT count(*) FROM pg_stats WHERE tablename = 'gottcha2_full' AND attname = '{name}' AND null_frac {guess}"
-        );
-        assert_eq!(app.scalar::<i64>(&sql).await, 1, "{name}");
-    }
+    app.store("/ingest-gottcha2?run_id=filler", gzip(filler)).await;
+    analyze(&app, "null_frac > 0.99", &["depth", "zscore"]).await;
     let mut expected: Vec<String> = rows.iter().map(|row| expected(row).to_string()).collect();
     expected.sort();
     let columns: Vec<&str> = COLUMNS.into_iter().chain(["extra"]).collect();
@@ -218,24 +211,90 @@ async fn arbitrary_rows_come_back_equal_from_every_format_and_compression() {
                 "filters": {"level": "genus"}});
             let export = app.export(wish).await;
             assert_eq!(export["rows"], 3_000, "{export}");
-            let bytes = decompress(export["file_name"].as_str().expect("name"), &app.download(&export).await);
-            let found = match format {
-                "parquet" => read_parquet(bytes),
-                "csv" => read_csv(std::str::from_utf8(&bytes).expect("UTF-8")),
-                "json" => serde_json::from_slice(&bytes).expect("JSON"),
-                _ => bytes
-                    .split(|byte| *byte == b'\n')
-                    .filter(|line| !line.is_empty())
-                    .map(|line| serde_json::from_slice(line).expect("JSON"))
-                    .collect(),
-            };
-            // As text, which tells -0.0 from 0.0.
-            let mut found: Vec<String> = found.iter().map(ToString::to_string).collect();
-            found.sort();
-            for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
-                assert_eq!(found, expected, "row {index} of {format} {compression}");
+            assert_same(&read(format, &app, &export).await, &expected, &format!("{format} {compression}"));
+        }
+    }
+}
+
+/// Has PostgreSQL look at the table, and makes sure of what it then knows of these columns.
+async fn analyze(app: &TestApp, guess: &str, columns: &[&str]) {
+    sqlx::query("ANALYZE gottcha2_full").execute(&app.pool).await.expect("statistics");
+    for name in columns {
+        let sql = format!(
+            "SELECT count(*) FROM pg_stats WHERE tablename = 'gottcha2_full' AND attname = '{name}' AND {guess}"
+        );
+        assert_eq!(app.scalar::<i64>(&sql).await, 1, "{name}");
+    }
+}
+
+/// The rows of an export as sorted text, which tells -0.0 from 0.0.
+async fn read(format: &str, app: &TestApp, export: &Value) -> Vec<String> {
+    let bytes = decompress(export["file_name"].as_str().expect("name"), &app.download(export).await);
+    let rows: Vec<Value> = match format {
+        "parquet" => read_parquet(bytes),
+        "csv" => read_csv(std::str::from_utf8(&bytes).expect("UTF-8")),
+        "json" => serde_json::from_slice(&bytes).expect("JSON"),
+        _ => bytes
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .map(|line| serde_json::from_slice(line).expect("JSON"))
+            .collect(),
+    };
+    let mut rows: Vec<String> = rows.iter().map(ToString::to_string).collect();
+    rows.sort();
+    rows
+}
+
+fn assert_same(found: &[String], expected: &[String], of: &str) {
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(found, expected, "row {index} of {of}");
+    }
+    assert_eq!(found.len(), expected.len(), "{of}");
+}
+
+/// Rows with names of their own that fill each of some columns, with whole numbers below 2^53.
+fn even_rows(names: &str, count: usize) -> Vec<Value> {
+    let mut runner = TestRunner::deterministic();
+    let some: Vec<Value> = (0..500).map(|_| row().new_tree(&mut runner).expect("row").current()).collect();
+    let even = |(index, row): (usize, &Value)| {
+        let mut row = row.clone();
+        row["sample_id"] = json!(format!("{names} {index}"));
+        for name in ["read_count", "total_bp_mapped"] {
+            row[name] = json!(row[name].as_i64().expect("a number").min((1 << 53) - 1));
+        }
+        for name in QUAD.into_iter().filter(|name| row[name].is_null()).collect::<Vec<_>>() {
+            row[name] = json!(1.5);
+        }
+        row
+    };
+    some.iter().cycle().take(count).enumerate().map(even).collect()
+}
+
+#[tokio::test]
+async fn numbers_come_back_equal_where_every_row_has_them_and_where_later_rows_do_not() {
+    for (column, unexpected) in [("zscore", json!(null)), ("read_count", json!((1_i64 << 53) + 1))] {
+        // Ranges of 6,000 rows, which are more than a batch.
+        let app = TestApp::with(&[("export.batch_size", "24000")]).await;
+        let mut rows = even_rows("expected", 20_000);
+        let body: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        app.store("/ingest-gottcha2", gzip(body)).await;
+        analyze(&app, "null_frac = 0", &["zscore", "read_count", "rollup_doc"]).await;
+        for stored in ["as expected", "unexpected"] {
+            if stored == "unexpected" {
+                let mut more = even_rows("later", 10_000);
+                more[5_000][column] = unexpected.clone();
+                let body: String = more.iter().map(|row| format!("{row}\n")).collect();
+                app.store("/ingest-gottcha2", gzip(body)).await;
+                rows.extend(more);
             }
-            assert_eq!(found.len(), expected.len());
+            let mut expected: Vec<String> = rows.iter().map(|row| expected(row).to_string()).collect();
+            expected.sort();
+            let columns: Vec<&str> = COLUMNS.into_iter().chain(["extra"]).collect();
+            for format in ["parquet", "jsonl"] {
+                let export = app.export(json!({"table": "gottcha2", "format": format, "columns": columns})).await;
+                assert_eq!(export["rows"], rows.len(), "{export}");
+                assert_same(&read(format, &app, &export).await, &expected, &format!("{format}, {column} {stored}"));
+            }
         }
     }
 }
