@@ -15,6 +15,8 @@ mod arguments;
 mod contenders;
 #[path = "../common/hits.rs"]
 mod hits;
+#[path = "../common/measured.rs"]
+mod measured;
 #[path = "../common/records.rs"]
 mod records;
 #[path = "../../tests/it/s3_server.rs"]
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 use arguments::{Folder, argument, number};
 use contenders::{Contender, SKETCH};
 use hits::Hits;
+use measured::{median, sorted};
 use records::{Records, write_gzip};
 use s3_server::S3;
 use service::{Service, stream};
@@ -201,12 +204,6 @@ async fn memory(plan: &Plan) {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
 fn report(plan: &Plan, contenders: &[Contender]) {
     println!(
         "| {} rows of {} to Parquet, Zstd 3 | seconds | times ours | peak MiB | file MB |\n|---|---|---|---|---|",
@@ -214,9 +211,9 @@ fn report(plan: &Plan, contenders: &[Contender]) {
     );
     let ours = &contenders[0];
     for contender in contenders {
-        let mut ratios: Vec<f64> =
+        let ratios: Vec<f64> =
             contender.seconds.iter().zip(&ours.seconds).map(|(theirs, ours)| theirs / ours).collect();
-        ratios.sort_by(f64::total_cmp);
+        let ratios = sorted(&ratios);
         let bytes: u64 = contender.files().iter().map(|file| fs::metadata(file).expect("file").len()).sum();
         let size = if bytes > 0 { format!("{:.1}", bytes as f64 / 1e6) } else { "-".to_owned() };
         println!(

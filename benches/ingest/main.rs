@@ -9,6 +9,8 @@
 #[path = "../common/arguments.rs"]
 mod arguments;
 mod baselines;
+#[path = "../common/measured.rs"]
+mod measured;
 #[path = "../common/records.rs"]
 mod records;
 #[path = "../common/service.rs"]
@@ -20,6 +22,7 @@ use arguments::{Folder, number, wants};
 use baselines::{Prototype, Record, Whole};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
+use measured::{median, sorted};
 use records::{Records, write_gzip};
 use service::{Service, run_all, seconds, stream as stream_files};
 use sqlx::AssertSqlSafe;
@@ -306,9 +309,8 @@ async fn copy_files(plan: &Plan, service: &Service, parts: u64) -> f64 {
 
 /// Prints one row of the table.
 fn report(what: &str, against: &str, target: &str, values: &[f64], unit: &str) {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let (least, median, most) = (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
+    let measured = sorted(values);
+    let (least, most) = (measured[0], measured[measured.len() - 1]);
     let spread = if values.len() > 1 { format!(" ({least:.2} to {most:.2})") } else { String::new() };
-    println!("| {what} | {against} | {target} | **{median:.2}{unit}**{spread} |");
+    println!("| {what} | {against} | {target} | **{:.2}{unit}**{spread} |", median(values));
 }

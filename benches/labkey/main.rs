@@ -9,15 +9,16 @@
 mod arguments;
 #[path = "../../tests/it/labkey_server/mod.rs"]
 mod labkey_server;
+#[path = "../common/measured.rs"]
+mod measured;
 #[path = "../common/records.rs"]
 mod records;
 #[path = "../common/service.rs"]
 mod service;
 
-use std::fmt::Write as _;
-
 use arguments::{Folder, number, wants};
 use labkey_server::{CONTAINER, KEY, Kind, LabKeyServer, List};
+use measured::spread;
 use records::{Lines, Records};
 use service::{Service, seconds};
 
@@ -98,7 +99,7 @@ async fn deliver(
     report(
         &format!("{rows} rows by {mode}, batches of 1000, marking included"),
         "at least 20000 rows/s",
-        &format!("{} rows/s", spread(&mut speeds, 0)),
+        &format!("{} rows/s", spread(&speeds, 0)),
     );
 }
 
@@ -131,17 +132,8 @@ async fn beside(service: &Service, rows: usize, runs: usize) {
     report(
         &format!("ingest of {rows} rows while a sync runs"),
         "at most 1.2 times the time without",
-        &format!("{} times", spread(&mut ratios, 2)),
+        &format!("{} times", spread(&ratios, 2)),
     );
-}
-
-/// Median, least and most.
-fn spread(values: &mut [f64], digits: usize) -> String {
-    values.sort_by(f64::total_cmp);
-    let (least, median, most) = (values[0], values[values.len() / 2], values[values.len() - 1]);
-    let mut text = String::new();
-    write!(text, "{median:.digits$} ({least:.digits$} to {most:.digits$})").expect("a String takes everything");
-    text
 }
 
 fn report(what: &str, target: &str, measured: &str) {

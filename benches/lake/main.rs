@@ -10,6 +10,8 @@
 mod arguments;
 #[path = "../common/hits.rs"]
 mod hits;
+#[path = "../common/measured.rs"]
+mod measured;
 #[path = "../common/profiles.rs"]
 mod profiles;
 #[path = "../common/records.rs"]
@@ -26,6 +28,7 @@ use std::time::Instant;
 use arguments::{Folder, argument, number, wants};
 use chrono::{Days, NaiveDate};
 use hits::Hits;
+use measured::{median, spread};
 use profiles::Profiles;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -82,8 +85,8 @@ async fn main() {
         cut.push(partition(&service, &folder, "gottcha2"));
         eprintln!("run {run}: whole {:.2} s, by day {:.2} s", whole[run], cut[run]);
     }
-    let mut speeds: Vec<f64> = whole.iter().zip(&cut).map(|(whole, cut)| 100.0 * whole / cut).collect();
-    let text = format!("{} % ({:.1} s and {:.1} s)", spread(&mut speeds, 0), median(&mut whole), median(&mut cut));
+    let speeds: Vec<f64> = whole.iter().zip(&cut).map(|(whole, cut)| 100.0 * whole / cut).collect();
+    let text = format!("{} % ({:.1} s and {:.1} s)", spread(&speeds, 0), median(&whole), median(&cut));
     report(&format!("speed of {what}, against one export"), "at least 70 %", &text);
     if let Some(python) = argument("--python").filter(|_| wants("--section", "queries")) {
         queries(&service, &folder, &python).await;
@@ -94,9 +97,9 @@ async fn main() {
             put(&service, "gottcha2", &mut Records::new(900 + u32::try_from(run).expect("few runs")), NEW).await;
             let seconds = partition(&service, &folder, "gottcha2");
             eprintln!("incremental run {run}: {seconds:.2} s");
-            shares.push(100.0 * seconds / median(&mut cut));
+            shares.push(100.0 * seconds / median(&cut));
         }
-        let text = format!("{} %", spread(&mut shares, 1));
+        let text = format!("{} %", spread(&shares, 1));
         report(&format!("{NEW} new rows beside {rows}, against a full run"), "at most 5 %", &text);
     }
     if wants("--section", "memory") {
@@ -277,17 +280,6 @@ fn remove(folder: &Path) {
 
 fn path(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Median, least and most.
-fn spread(values: &mut [f64], digits: usize) -> String {
-    let median = median(values);
-    format!("{median:.digits$} ({:.digits$} to {:.digits$})", values[0], values[values.len() - 1])
 }
 
 fn report(what: &str, target: &str, measured: &str) {
