@@ -316,8 +316,7 @@ impl Plan {
     pub fn copy_out(&self, pages: Option<(i64, i64)>) -> String {
         let sql = |position: usize| self.columns[position].sql.as_str();
         let mut columns: Vec<String> = self.dense().map(|position| sql(position).to_owned()).collect();
-        columns
-            .extend(self.quads.iter().map(|quad| segment(&quad.iter().map(|column| sql(*column)).collect::<Vec<_>>())));
+        columns.extend(self.quads.iter().map(|quad| segment(quad.iter().map(|column| sql(*column)))));
         if !self.sparse.is_empty() {
             let sparse = self.sparse.iter().copied().map(sql).collect::<Vec<_>>().join(", ");
             columns.push(format!("CASE WHEN num_nonnulls({sparse}) > 0 THEN record_send(ROW({sparse})) END"));
@@ -399,9 +398,9 @@ pub fn all_columns(dataset: &Dataset) -> Vec<Selected> {
 }
 
 /// Up to four numbers as one value: PostgreSQL sends a line segment in little more time than one number.
-fn segment(numbers: &[&str]) -> String {
-    let number = |index: usize| numbers.get(index).copied().unwrap_or("0");
-    format!("lseg(point({}, {}), point({}, {}))", number(0), number(1), number(2), number(3))
+fn segment<'n>(numbers: impl Iterator<Item = &'n str>) -> String {
+    let numbers: Vec<&str> = numbers.chain(std::iter::repeat("0")).take(4).collect();
+    format!("lseg(point({}, {}), point({}, {}))", numbers[0], numbers[1], numbers[2], numbers[3])
 }
 
 fn is_of_labkey(name: &str) -> bool {
