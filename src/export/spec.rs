@@ -323,9 +323,13 @@ impl Plan {
         }
         let mut conditions = self.conditions.clone();
         if let Some((first, end)) = pages {
-            conditions.push(format!("ctid >= '({first},0)' AND ctid < '({end},0)'"));
+            conditions.push(format!("t.ctid >= '({first},0)' AND t.ctid < '({end},0)'"));
         }
-        let source = if self.has_labkey() { sql::with_labkey(&self.dataset) } else { sql::quoted(&self.dataset.table) };
+        let source = if self.has_labkey() {
+            sql::with_labkey(&self.dataset)
+        } else {
+            format!("{} t", sql::quoted(&self.dataset.table))
+        };
         let mut query = format!("SELECT {} FROM {source}", columns.join(", "));
         if !conditions.is_empty() {
             query = format!("{query} WHERE {}", conditions.join(" AND "));
