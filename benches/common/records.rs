@@ -48,7 +48,15 @@ impl Records {
     /// Records of a seed. Samples of different seeds have different names.
     pub fn new(seed: u32) -> Self {
         let mut names = SmallRng::seed_from_u64(1);
-        let taxa = (0..TAXA).map(|index| taxon(&mut names, index)).collect();
+        Self::of((0..TAXA).map(|index| taxon(&mut names, index)).collect(), seed)
+    }
+
+    /// Records of that taxon only.
+    pub fn of_taxon(name: &str, taxid: &str, seed: u32) -> Self {
+        Self::of(vec![(name.to_owned(), taxid.to_owned())], seed)
+    }
+
+    fn of(taxa: Vec<(String, String)>, seed: u32) -> Self {
         Self { random: SmallRng::seed_from_u64(u64::from(seed)), taxa, sample: seed * 1_000_000, left: 0 }
     }
 }
@@ -64,7 +72,8 @@ impl Lines for Records {
         let random = &mut self.random;
         // The cube of an even distribution: low numbers, and so the common taxa, come often.
         let skew: f64 = random.random::<f64>().powi(3);
-        let (name, taxid) = &self.taxa[((skew * TAXA as f64) as usize).min(TAXA - 1)];
+        let taxon = (skew * self.taxa.len() as f64) as usize;
+        let (name, taxid) = &self.taxa[taxon.min(self.taxa.len() - 1)];
         let reads = (-random.random::<f64>().ln() * 800.0) as u64;
         let coverage: f64 = random.random();
         let identity = 0.9 + random.random::<f64>() / 10.0;

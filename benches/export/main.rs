@@ -39,8 +39,13 @@ use s3_server::S3;
 use service::{Service, stream};
 use sqlx::AssertSqlSafe;
 
-/// Rows of one upload that fills the table.
-const UPLOAD: u64 = 1_000_000;
+/// Rows of one upload that fills the table. No whole number of row groups, so that what comes between two uploads lies
+/// within one.
+const UPLOAD: u64 = 750_000;
+
+/// A taxon that no generated sample has, and the number of samples that have it, with one row each.
+const RARE_TAXID: &str = "2697049";
+const RARE_SAMPLES: u32 = 3;
 
 /// What to measure.
 pub struct Plan {
@@ -124,6 +129,10 @@ async fn fill(plan: &Plan, service: &Service) {
             write_gzip(&body, &mut Hits::new(seed), rows);
         }
         service.put_into(&plan.dataset, &format!("body-{index}"), stream(vec![body.clone()]).await).await;
+        if plan.is_gottcha2() && seed <= RARE_SAMPLES {
+            write_gzip(&body, &mut Records::of_taxon("rare virus", RARE_TAXID, 1_000 + seed), 1);
+            service.put_into(&plan.dataset, &format!("rare-{index}"), stream(vec![body.clone()]).await).await;
+        }
     }
     service.execute(&format!("VACUUM ANALYZE {}", plan.table())).await;
     service.execute("CHECKPOINT").await;
@@ -168,11 +177,15 @@ async fn verify(plan: &Plan, service: &Service, contender: &Contender) {
     assert_eq!(found.split_whitespace().collect::<Vec<_>>(), expected, "{}", contender.name);
 }
 
-/// Milliseconds in which DuckDB finds one sample and the rarest taxon in our file.
+/// Milliseconds in which DuckDB finds one sample, the rarest of the generated taxa, and one that few samples have in our
+/// file.
 async fn lookups(plan: &Plan, service: &Service, ours: &Contender) {
     let (Some(program), Some(source)) = (&plan.python, ours.source()) else { return };
     let column = if plan.is_gottcha2() { "taxid" } else { "staxids" };
-    let rarest = format!("SELECT {column} FROM {} GROUP BY 1 ORDER BY count(*), 1 LIMIT 1", plan.table());
+    let rarest = format!(
+        "SELECT {column} FROM {} WHERE {column} <> '{RARE_TAXID}' GROUP BY 1 ORDER BY count(*), 1 LIMIT 1",
+        plan.table()
+    );
     let middle = format!(
         "SELECT sample_id FROM {} GROUP BY 1 ORDER BY 1 OFFSET (SELECT count(DISTINCT sample_id) / 2 FROM {}) LIMIT 1",
         plan.table(),
@@ -182,6 +195,9 @@ async fn lookups(plan: &Plan, service: &Service, ours: &Contender) {
     for (column, query) in [(column, rarest), ("sample_id", middle)] {
         let value: String = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&service.pool).await.expect("value");
         conditions.push(format!("{column} = '{value}'"));
+    }
+    if plan.is_gottcha2() {
+        conditions.push(format!("{column} = '{RARE_TAXID}'"));
     }
     let conditions: Vec<&str> = conditions.iter().map(String::as_str).collect();
     let found = python(program, include_str!("lookups.py"), &source, &conditions);
