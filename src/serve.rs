@@ -1,5 +1,6 @@
 //! Runs the service: the database it may need, HTTP or HTTPS, workers and clock, and an orderly end.
 
+use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -13,6 +14,7 @@ use hyper_util::server::conn::auto::Builder;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::app::App;
 use crate::config::{Config, Secret};
@@ -34,8 +36,14 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// after the service find it alive.
 const FIRST_LOOK: Duration = Duration::from_secs(3);
 
+/// How long connections to the database may take to end when the deadline of a stop is over.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// How often metrics are tidied up, which keeps those that nobody fetches from growing.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the embedded database still runs.
+const DATABASE_CHECK: Duration = Duration::from_secs(5);
 
 /// A database to work with: the configured one, or the embedded one for as long as this lives.
 pub struct Database {
@@ -58,6 +66,19 @@ impl Database {
         options.shared_buffers_mib = (mebibytes > 0).then_some(mebibytes);
         let cluster = Cluster::start(options).await?;
         Ok(Self { url: cluster.url("nvd"), cluster: Some(cluster) })
+    }
+
+    /// Starts an embedded database again whenever it has ended by itself, and never ends. Nobody else would: its users are
+    /// told to try again later.
+    pub async fn keep_alive(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(DATABASE_CHECK).await;
+            if let Some(cluster) = &self.cluster
+                && let Err(error) = cluster.revive().await
+            {
+                tracing::error!(%error, "PostgreSQL has ended and cannot be started");
+            }
+        }
     }
 
     /// Ends the use of an embedded database; its last user stops it.
@@ -130,6 +151,7 @@ impl Service {
         tokio::select! {
             _ = terminate.recv() => {},
             _ = interrupt.recv() => {},
+            never = self.database.keep_alive() => match never {},
         }
         self.stop().await
     }
@@ -140,6 +162,7 @@ impl Service {
     /// When the embedded database does not stop.
     pub async fn stop(self) -> Result<()> {
         tracing::info!(deadline = ?self.deadline, "stopping: requests in flight may end");
+        let end = Instant::now() + self.deadline;
         self.app.stopping.cancel();
         self.handle.graceful_shutdown(Some(self.deadline));
         self.clock.stop().await;
@@ -147,7 +170,7 @@ impl Service {
         if let Ok(Err(error)) = self.serving.await {
             tracing::warn!(%error, "the server ended with an error");
         }
-        if tokio::time::timeout(self.deadline, self.app.pool.close()).await.is_err() {
+        if tokio::time::timeout_at(end.max(Instant::now() + FAREWELL), self.app.pool.close()).await.is_err() {
             tracing::warn!("the database does not answer; its connections are cut");
         }
         self.database.close().await?;

@@ -130,6 +130,30 @@ async fn serve_keeps_everything_in_its_folder_and_survives_kill_9() {
 }
 
 #[tokio::test]
+async fn a_postgresql_that_ends_by_itself_is_started_again_by_its_service() {
+    let folder = folder();
+    let served = Served::start(binary(folder.path()).args(["serve", "--listen", "127.0.0.1:0"]));
+    let token = secret(folder.path());
+    assert_eq!(send(&served.url, &token, RECORD).await.expect("receipt")["replayed"], false);
+
+    let record = folder.path().join("postgres/postmaster.pid");
+    let pid = || std::fs::read_to_string(&record).ok()?.lines().next()?.parse::<i32>().ok();
+    let first = pid().expect("PostgreSQL runs");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), nix::sys::signal::Signal::SIGKILL).expect("kill");
+    // One that gave up its recovery, on a full disk, leaves no record of its port.
+    std::fs::remove_file(&record).expect("its record");
+
+    // Connections of the dead server may answer for a moment.
+    eventually("another one runs, and uploads are stored", async || {
+        pid().is_some_and(|second| second != first) && send(&served.url, &token, RECORD).await.is_ok()
+    })
+    .await;
+    assert_eq!(send(&served.url, &token, RECORD).await.expect("receipt")["replayed"], true);
+    served.stop();
+    assert!(!record.exists(), "PostgreSQL was left running");
+}
+
+#[tokio::test]
 async fn demo_sends_the_samples_and_prints_a_line_that_works() {
     let folder = folder();
     let mut demo = binary(folder.path())

@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -58,7 +59,7 @@ impl Options {
 /// only log an error: good enough for a command that fails halfway, not for a service. A process
 /// that is killed leaves the server running, for the next [`Cluster::start`] to find.
 pub struct Cluster {
-    server: Server,
+    server: Arc<Server>,
     postmaster: Postmaster,
     password: String,
     /// Locked while this is a user of the server.
@@ -91,6 +92,25 @@ impl Cluster {
         blocking(move || self.release()).await
     }
 
+    /// Starts the server again where it has ended by itself: it was killed, or found no room on the disk. It comes back on
+    /// its port, which its users know. Does nothing while it runs.
+    ///
+    /// # Errors
+    ///
+    /// Any [`EmbeddedError`], as when there still is no room; and one that says that another program has taken the port.
+    pub async fn revive(&self) -> Result<()> {
+        let (server, port) = (Arc::clone(&self.server), self.port());
+        blocking(move || {
+            if Postmaster::running(&server.dir).is_some() {
+                return Ok(());
+            }
+            let _turn = turn(&server.dir, server.account)?;
+            let postmaster = server.start(Some(port))?;
+            if postmaster.port == port { Ok(()) } else { Err(EmbeddedError::Moved { port, now: postmaster.port }) }
+        })
+        .await
+    }
+
     /// The URL of a database of this server, with the superuser's name and password. The server
     /// comes with the database `nvd`.
     pub fn url(&self, database: &str) -> String {
@@ -119,16 +139,16 @@ impl Cluster {
         let _turn = turn(&dir, account)?;
         let users = join(&dir, account)?;
         let wanted = Wanted::for_database(&dir);
-        let server = Server {
+        let server = Arc::new(Server {
             binaries: runtime.block_on(Binaries::find(&options.search, &options.cache_dir, wanted, account))?,
             account,
             shared_buffers_mib: options.shared_buffers_mib.unwrap_or_else(settings::default_shared_buffers_mib),
             dir,
-        };
+        });
         let password = keep_password(&server, &options.password_file)?;
         server.create(&password)?;
         link(&asked, &server.dir)?;
-        Ok(Self { postmaster: server.start()?, server, password, users: Some(users) })
+        Ok(Self { postmaster: server.start(None)?, server, password, users: Some(users) })
     }
 
     fn release(&mut self) -> Result<()> {

@@ -146,6 +146,17 @@ pub enum EmbeddedError {
         password_file: PathBuf,
     },
 
+    /// The server came back where its users do not look for it.
+    #[error(
+        "another program has taken port {port} of the embedded PostgreSQL, which listens on {now} now: restart the service"
+    )]
+    Moved {
+        /// Its port so far.
+        port: u16,
+        /// Its port from now on.
+        now: u16,
+    },
+
     /// The program is ending.
     #[error("starting or stopping the embedded PostgreSQL was interrupted: try again")]
     Interrupted,

@@ -60,19 +60,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Finds the server running, or starts it, recovering from a crash where there was one.
-    pub fn start(&self) -> Result<Postmaster> {
+    /// Finds the server running, or starts it, recovering from a crash where there was one; on that port if it is free.
+    pub fn start(&self, port: Option<u16>) -> Result<Postmaster> {
         for _ in 1..START_ATTEMPTS {
             if let Some(postmaster) = self.adopt()? {
                 tracing::info!(dir = %self.dir.display(), pid = postmaster.pid, "PostgreSQL runs already");
                 return Ok(postmaster);
             }
-            match self.start_once() {
+            match self.start_once(port) {
                 Err(error) if passes(&error) => sleep(START_PAUSE),
                 outcome => return outcome,
             }
         }
-        self.start_once()
+        self.start_once(port)
     }
 
     /// Stops the server if it runs: in order and with all clients disconnected (`fast`), or as in
@@ -119,10 +119,10 @@ impl Server {
         Ok(None)
     }
 
-    fn start_once(&self) -> Result<Postmaster> {
+    fn start_once(&self, port: Option<u16>) -> Result<Postmaster> {
         let log = self.log()?;
         let known = log.metadata().map_or(0, |metadata| metadata.len());
-        self.configure(self.choose_port()?)?;
+        self.configure(self.choose_port(port)?)?;
         Postmaster::forget_mistaken(&self.dir).map_err(EmbeddedError::io("remove postmaster.pid in", &self.dir))?;
         let mut pg_ctl = self.pg_ctl(&["start", "--silent", "-w", "-t", START_LIMIT]);
         let copy = log.try_clone().map_err(EmbeddedError::io("open", &self.log_file()))?;
@@ -170,11 +170,12 @@ impl Server {
         self.account.own(&file)
     }
 
-    /// A free port; after a crash the last one, so that the server's other users find it again.
-    fn choose_port(&self) -> Result<u16> {
+    /// A free port: the one that is asked for, or after a crash the last one, so that the server's users find it again.
+    fn choose_port(&self, asked: Option<u16>) -> Result<u16> {
         let bind = |port| TcpListener::bind(loopback(port))?.local_addr();
-        Postmaster::recorded(&self.dir)
-            .and_then(|last| bind(last.port).ok())
+        asked
+            .or_else(|| Postmaster::recorded(&self.dir).map(|last| last.port))
+            .and_then(|port| bind(port).ok())
             .map_or_else(|| bind(0), Ok)
             .map(|address| address.port())
             .map_err(EmbeddedError::io("find a free port on 127.0.0.1 for", &self.dir))
