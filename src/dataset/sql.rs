@@ -93,6 +93,13 @@ fn alterations(dataset: &Dataset, existing: &ExistingTable) -> Result<Vec<String
     let declared = dataset.columns.iter().map(|column| (column.name.as_str(), column.kind.postgres()));
     let mut conflicts = Vec::new();
     let mut statements = Vec::new();
+    if SERVICE.iter().any(|(name, ..)| !existing.contains_key(*name)) {
+        conflicts.push(format!(
+            "table {} was not made by this service, whose rows have a submission: give it another name (ALTER TABLE {table} \
+             RENAME TO ...), or dataset {} another `table`",
+            dataset.table, dataset.name
+        ));
+    }
     for (name, kind) in declared.chain(SERVICE.iter().map(|(name, kind, _)| (*name, *kind))) {
         match existing.get(name) {
             Some(found) if found.postgres != kind => conflicts.push(format!(
@@ -277,6 +284,14 @@ mod tests {
     fn a_table_that_is_as_declared_needs_no_statement() {
         let statements = plan(&dataset(A), &table(&[("a", "bigint", true)])).expect("compatible");
         assert!(statements.is_empty(), "{statements:?}");
+    }
+
+    #[test]
+    fn a_table_that_somebody_else_made_is_refused() {
+        let mut foreign = table(&[("a", "bigint", true)]);
+        foreign.remove("ordinal");
+        let conflicts = plan(&dataset(A), &foreign).expect_err("not ours");
+        assert!(conflicts[0].contains("table t was not made by this service"), "{conflicts:?}");
     }
 
     #[test]
