@@ -175,8 +175,7 @@ impl ExportSpec {
         let all = all_columns(dataset);
         let Some(names) = &self.columns else {
             let hidden = |name: &str| {
-                (!self.service_columns && IDENTITY.iter().any(|(identity, _)| *identity == name))
-                    || (!self.labkey_columns && is_of_labkey(name))
+                (!self.service_columns && is_identity(name)) || (!self.labkey_columns && is_of_labkey(name))
             };
             return all.into_iter().filter(|column| !hidden(&column.name)).collect();
         };
@@ -196,6 +195,10 @@ impl ExportSpec {
         if names.is_empty() {
             faults.push(Fault::of_parameter("columns", "is empty; leave it out for all columns"));
         }
+        let is_asked_for =
+            |name: &str| (self.service_columns && is_identity(name)) || (self.labkey_columns && is_of_labkey(name));
+        let is_new = |column: &Selected| names.iter().all(|name| *name != column.name);
+        selected.extend(all.iter().filter(|column| is_asked_for(&column.name) && is_new(column)).cloned());
         selected
     }
 
@@ -405,6 +408,10 @@ pub fn all_columns(dataset: &Dataset) -> Vec<Selected> {
 fn segment<'n>(numbers: impl Iterator<Item = &'n str>) -> String {
     let numbers: Vec<&str> = numbers.chain(std::iter::repeat("0")).take(4).collect();
     format!("lseg(point({}, {}), point({}, {}))", numbers[0], numbers[1], numbers[2], numbers[3])
+}
+
+fn is_identity(name: &str) -> bool {
+    IDENTITY.iter().any(|(identity, _)| *identity == name)
 }
 
 fn is_of_labkey(name: &str) -> bool {

@@ -144,6 +144,13 @@ async fn columns_filters_times_and_limits_choose_the_rows() {
     };
     let of_sample = lines(wish(json!({"filters": {"sample_id": "S1"}, "columns": ["sample_id", "read_count"]}))).await;
     assert_eq!(of_sample, vec![json!({"sample_id": "S1", "read_count": 513}); 100]);
+    let identified =
+        lines(wish(json!({"columns": ["ordinal", "sample_id"], "row_limit": 1, "service_columns": true}))).await;
+    assert_eq!(
+        identified[0],
+        json!({"ordinal": 1, "sample_id": "S0", "submission_id": identified[0]["submission_id"]})
+    );
+    assert!(identified[0]["submission_id"].is_i64(), "{identified:?}");
     let limited = lines(wish(json!({"row_limit": 150, "service_columns": true}))).await;
     assert_eq!(limited.len(), 150);
     assert_eq!((&limited[149]["sample_id"], &limited[149]["ordinal"]), (&json!("S1"), &json!(50)));
