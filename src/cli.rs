@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
@@ -127,7 +128,7 @@ enum TokenCommand {
     /// Make a token: prints it once, and the lines for the configuration that hold only its hash.
     New {
         /// Who or what will use it.
-        #[arg(long)]
+        #[arg(long, value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// What it allows; may be repeated.
         #[arg(long, required = true)]

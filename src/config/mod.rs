@@ -37,6 +37,9 @@ use layers::{Layers, Leaf, flatten};
 /// Every key with its comment and default.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 
+/// The names of the tokens that the environment gives in plain: `INGEST_TOKEN` and `BEARER_TOKEN`.
+pub const PLAIN_TOKENS: [&str; 2] = ["ingest_token", "bearer_token"];
+
 /// The effective configuration. `config/default.toml` says what each key is for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -253,6 +256,12 @@ impl Config {
             "server.cert_path",
             "goes together with server.key_path: set both or neither",
         );
+        let is_http = |url: &String| url.starts_with("https://") || url.starts_with("http://");
+        check(
+            self.server.public_url.as_ref().is_none_or(is_http),
+            "server.public_url",
+            "must begin with https:// or http://",
+        );
         check(self.database.max_connections >= 4, "database.max_connections", "must be at least 4");
         let is_postgres = |url: &Secret| ["postgres://", "postgresql://"].iter().any(|it| url.expose().starts_with(it));
         check(self.database.url.as_ref().is_none_or(is_postgres), "database.url", "must begin with postgres://");
@@ -285,6 +294,10 @@ impl Config {
         let names: BTreeSet<&str> = self.auth.tokens.iter().map(|token| token.name.as_str()).collect();
         let unique = names.len() == self.auth.tokens.len() && !names.contains("");
         check(unique, "auth.tokens", "every token needs a name of its own");
+        // Who made a job is told by the name.
+        for name in PLAIN_TOKENS.iter().filter(|name| names.contains(**name)) {
+            check(false, "auth.tokens", &format!("`{name}` is the name of the token of that environment variable"));
+        }
         for token in &self.auth.tokens {
             let hex = token.sha256.len() == 64 && token.sha256.bytes().all(|digit| digit.is_ascii_hexdigit());
             check(hex, "auth.tokens", &format!("sha256 of `{}` must be 64 hexadecimal digits", token.name));

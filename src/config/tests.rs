@@ -105,6 +105,23 @@ fn tokens_that_no_request_can_have_or_that_allow_two_things_are_refused() {
 }
 
 #[test]
+fn a_token_that_has_the_name_of_another_is_refused() {
+    let hash = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881";
+    for name in ["ingest_token", "bearer_token"] {
+        let file = file(&format!("[[auth.tokens]]\nname = \"{name}\"\nscopes = [\"read\"]\nsha256 = \"{hash}\"\n"));
+        let text = load(Some(file.path()), &[], &[]).expect_err("faults").to_string();
+        assert!(text.contains("auth.tokens") && text.contains(name), "{text}");
+    }
+}
+
+#[test]
+fn an_address_that_links_cannot_begin_with_is_refused() {
+    let text = load(None, &[("NVD__SERVER__PUBLIC_URL", "nvd.example.org")], &[]).expect_err("faults").to_string();
+    assert!(text.contains("server.public_url") && text.contains("https://"), "{text}");
+    load(None, &[("NVD__SERVER__PUBLIC_URL", "https://nvd.example.org")], &[]).expect("an address");
+}
+
+#[test]
 fn secrets_are_never_printed() {
     let pairs = [("INGEST_TOKEN", "s3cret"), ("DATABASE_URL", "postgres://u:s3cret@h/d")];
     let config = load(None, &pairs, &[]).expect("secrets");

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::Http;
 use super::problem::Problem;
-use crate::config::{Config, Scope};
+use crate::config::{Config, PLAIN_TOKENS, Scope};
 use crate::error::{Error, Result};
 use crate::secrets::hash;
 
@@ -42,8 +42,8 @@ impl Tokens {
     pub fn new(config: &Config) -> Result<Self> {
         let auth = &config.auth;
         let all = vec![Scope::Ingest, Scope::Read, Scope::Operate];
-        let plain =
-            [("ingest_token", &auth.ingest_token, vec![Scope::Ingest]), ("bearer_token", &auth.bearer_token, all)];
+        let [ingest, bearer] = PLAIN_TOKENS;
+        let plain = [(ingest, &auth.ingest_token, vec![Scope::Ingest]), (bearer, &auth.bearer_token, all)];
         let mut known: Vec<(&str, [u8; 32], Vec<Scope>)> = Vec::new();
         for (name, secret, scopes) in plain {
             if let Some(secret) = secret {
