@@ -189,7 +189,7 @@ pub fn lake_run(dataset: &str, result: &Result<(u64, u64), &Error>, duration: Du
         Ok((rows, bytes)) => {
             metrics::counter!(LAKE_ROWS, "dataset" => dataset.clone()).increment(*rows);
             metrics::counter!(LAKE_BYTES, "dataset" => dataset.clone()).increment(*bytes);
-            metrics::gauge!(LAKE_UPDATED, "dataset" => dataset.clone()).set(unix_seconds(Utc::now()));
+            lake_updated(&dataset, unix_seconds(Utc::now()));
             "completed"
         }
         Err(error) => error.reason(),
@@ -211,6 +211,16 @@ pub fn noticed(webhook: &str, was_sent: bool) {
 /// Tells the age of the newest whole export of a dataset, in seconds.
 pub fn newest_export(dataset: &str, seconds: f64) {
     metrics::gauge!(EXPORT_AGE, "dataset" => dataset.to_owned()).set(seconds);
+}
+
+/// Tells that the newest export of a dataset is older than was last told, by so many seconds.
+pub fn newest_export_ages(dataset: &str, seconds: f64) {
+    metrics::gauge!(EXPORT_AGE, "dataset" => dataset.to_owned()).increment(seconds);
+}
+
+/// Tells when a partitioned dataset was last brought up to date, in seconds since 1970.
+pub fn lake_updated(dataset: &str, at: f64) {
+    metrics::gauge!(LAKE_UPDATED, "dataset" => dataset.to_owned()).set(at);
 }
 
 /// Tells when the next export of a dataset is due.

@@ -79,3 +79,14 @@ impl Lock {
         Ok(())
     }
 }
+
+/// When jobs of that kind last brought each dataset up to date, in seconds since 1970.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn updated(pool: &PgPool, kind: &str) -> Result<Vec<(String, f64)>> {
+    let sql = "-- lake.updated
+        SELECT payload->>'dataset', extract(epoch FROM max(finished_at))::float8 FROM jobs
+        WHERE kind = $1 AND state = 'completed' AND payload ? 'dataset' GROUP BY 1";
+    Ok(sqlx::query_as(sql).bind(kind).fetch_all(pool).await?)
+}

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use chrono::{TimeDelta, Utc};
 use uuid::Uuid;
 
-use super::{export_folder, extract};
+use super::{Work, export_folder, extract};
 use crate::app::App;
-use crate::db::{artifacts, export_jobs, exports, extract_runs, jobs};
+use crate::db::{artifacts, export_jobs, exports, extract_runs, jobs, lake};
 use crate::error::Result;
 use crate::telemetry;
 
@@ -132,14 +132,25 @@ async fn report_missing(app: &App, in_use: &HashMap<String, Option<String>>, lis
     Ok(())
 }
 
-/// Tells the age of the newest whole export of each dataset, the number to be alerted by; nothing while the database is away.
+/// Seconds from one telling of ages to the next.
+const AGE_SECONDS: f64 = 15.0;
+
+/// Tells the age of the newest whole export of each dataset, and when the partitioned ones were brought up to date: the numbers
+/// to be alerted by. While the database is away exports get older, too.
 pub async fn measure(app: &App) {
     if !app.is_ready.load(Ordering::Acquire) {
         return;
     }
     match exports::ages(&app.pool, app.datasets.names()).await {
         Ok(ages) => ages.iter().for_each(|(dataset, seconds)| telemetry::newest_export(dataset, *seconds)),
-        Err(error) if error.is_retryable() => {}
+        Err(error) if error.is_retryable() => {
+            app.datasets.names().iter().for_each(|dataset| telemetry::newest_export_ages(dataset, AGE_SECONDS));
+        }
         Err(error) => tracing::warn!(error = error.report(), "the age of exports cannot be told"),
+    }
+    match lake::updated(&app.pool, Work::LAKE).await {
+        Ok(times) => times.iter().for_each(|(dataset, at)| telemetry::lake_updated(dataset, *at)),
+        Err(error) if error.is_retryable() => {}
+        Err(error) => tracing::warn!(error = error.report(), "the age of partitioned datasets cannot be told"),
     }
 }

@@ -29,7 +29,7 @@ const LOOK: &str = "*/1 * * * * *";
 /// When retention runs.
 const CLEAR: &str = "30 */10 * * * *";
 
-/// When it is measured how old exports are.
+/// When it is measured how old exports are: each `AGE_SECONDS` of [`retention`].
 const AGE: &str = "*/15 * * * * *";
 
 /// When what rows wait for LabKey is measured.

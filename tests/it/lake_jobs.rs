@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use nvd_support_car::config::Config;
 use nvd_support_car::dataset::Datasets;
 use nvd_support_car::db::jobs::{self, Lease};
+use nvd_support_car::db::lake;
 use nvd_support_car::jobs::{EXPORTS, schedule};
 use serde_json::{Value, json};
 
@@ -39,6 +40,9 @@ async fn a_request_brings_the_partitioned_dataset_up_to_date_and_a_second_change
     for name in ["runs_total", "rows_total", "bytes_total", "duration_seconds_count", "updated_timestamp_seconds"] {
         assert!(metrics.contains(&format!("nvd_lake_{name}{{dataset=\"gottcha2\"")), "{name}");
     }
+    // A replica that did not do it, or was started since, tells so too.
+    let (dataset, at) = &lake::updated(&app.pool, "lake").await.expect("times")[0];
+    assert!(dataset == "gottcha2" && (Utc::now().timestamp() as f64 - at).abs() < 60.0, "{dataset} {at}");
     // Cut in another way, it is refused by the job; and with overwrite replaced.
     let request = json!({"table": "gottcha2", "partition": {"temporal": "year"}});
     let made = app.trigger(request.clone()).await;
