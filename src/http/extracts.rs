@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::problem::Problem;
 use super::{Cursor, Http};
+use crate::dataset::Fault;
 use crate::db::extracts::{self, Extract};
 use crate::db::schedules;
 use crate::error::{Error, Result};
@@ -126,9 +127,9 @@ fn lay_over(fields: &mut Fields, config: &mut ExtractConfig) {
 }
 
 /// Checks a request that was laid over a configuration, and gives what is stored.
-fn checked(http: &Http, mut fields: Fields, config: &ExtractConfig) -> Result<Value> {
+fn checked(http: &Http, mut fields: Fields, config: &ExtractConfig, known: &[Fault]) -> Result<Value> {
     if fields.is_right() {
-        fields.faults(config.faults(&http.app));
+        fields.faults(config.faults(&http.app).into_iter().filter(|fault| !known.contains(fault)).collect());
     }
     fields.finish()?;
     serde_json::to_value(config).map_err(|error| Error::Internal(format!("an extract cannot be stored: {error}")))
@@ -147,7 +148,7 @@ pub async fn create_extract(
     let mut fields = Fields::of(request)?;
     let mut config = ExtractConfig::default();
     lay_over(&mut fields, &mut config);
-    let stored = checked(&http, fields, &config)?;
+    let stored = checked(&http, fields, &config, &[])?;
     let id = extract::new_id("extract")?;
     let made = extracts::insert(&http.app.pool, &id, &config.name, &stored).await?;
     let headers = [(LOCATION, format!("/api/data/extracts/{id}")), (ETAG, tag(made.version))];
@@ -229,7 +230,8 @@ pub async fn update_extract(
     let before = ExtractConfig::read(&found.config)?;
     let mut config = before.clone();
     lay_over(&mut fields, &mut config);
-    let stored = checked(&http, fields, &config)?;
+    // What is wrong already, as with a dataset that is gone, must not keep an extract from being disabled.
+    let stored = checked(&http, fields, &config, &before.faults(&http.app))?;
     let mut transaction = http.app.pool.begin().await?;
     let changed = extracts::update(&mut transaction, &id, version, &config.name, &stored).await?;
     let changed = changed.ok_or_else(|| {

@@ -130,6 +130,24 @@ async fn two_editors_do_not_overwrite_each_other() {
 }
 
 #[tokio::test]
+async fn an_extract_of_a_dataset_that_is_gone_can_be_disabled() {
+    let app = TestApp::start().await;
+    let made = create(&app, &json!({"name": "both", "schemas": ["gottcha2", "stast"]})).await;
+    let path = format!("/api/data/extracts/{}", made["id"].as_str().expect("id"));
+    app.scalar::<i64>(
+        "WITH gone AS (UPDATE extracts SET config = jsonb_set(config, '{schemas,1}', '\"coverage\"') RETURNING 1)
+        SELECT count(*) FROM gone",
+    )
+    .await;
+    let change = json!({"version": made["version"], "enabled": false});
+    let answer = send(&app, "PUT", &path, &change).await;
+    assert_eq!(answer.status(), 200, "{}", answer.text().await.expect("text"));
+    // What was wrong before is no excuse for what is wrong now.
+    let change = json!({"version": made["version"].as_i64().expect("version") + 1, "schemas": ["nonsense"]});
+    assert_eq!(problem(send(&app, "PUT", &path, &change).await, 422).await["errors"][0]["field"], "schemas");
+}
+
+#[tokio::test]
 async fn extracts_are_listed_page_by_page() {
     let app = TestApp::start().await;
     for name in ["a", "b", "c"] {
