@@ -87,7 +87,7 @@ impl Layout {
             let (dataset, patterns) = text.split_once('=').ok_or_else(|| wrong("is not DATASET=PATTERN"))?;
             let patterns: Vec<String> = patterns.split('|').map(|pattern| pattern.trim().to_owned()).collect();
             for name in patterns.iter().flat_map(|pattern| pattern.split('{').skip(1)) {
-                let name = name.split('}').next().unwrap_or_default();
+                let Some((name, _)) = name.split_once('}') else { return Err(wrong("has a { without its }")) };
                 if !PLACEHOLDERS.iter().any(|(known, _)| *known == name) {
                     return Err(wrong(&format!("names {{{name}}}: there are {{run}}, {{sample}} and {{experiment}}")));
                 }
@@ -121,7 +121,7 @@ impl Layout {
         self.rules.iter().enumerate().find_map(|(index, rule)| {
             rule.patterns.iter().enumerate().find_map(|(rank, pattern)| {
                 let pattern: Vec<&str> = pattern.split('/').collect();
-                let columns = match_path(&pattern, &path)?;
+                let columns = agreed(match_path(&pattern, &path)?)?;
                 Some((index, rank, Find { file: file.to_owned(), dataset: rule.dataset.clone(), columns }))
             })
         })
@@ -136,6 +136,19 @@ impl fmt::Display for Layout {
         }
         Ok(())
     }
+}
+
+/// The columns, each once; `None` where a placeholder that stands twice has found two values.
+fn agreed(columns: Columns) -> Option<Columns> {
+    let mut agreed = Columns::new();
+    for (column, value) in columns {
+        match agreed.iter().find(|(known, _)| *known == column) {
+            None => agreed.push((column, value)),
+            Some((_, other)) if *other == value => {}
+            Some(_) => return None,
+        }
+    }
+    Some(agreed)
 }
 
 /// Matches folder by folder; `**` stands for any number of them.
@@ -209,6 +222,15 @@ mod tests {
         let file = "nvd/04_blastn_classification/01_annotated_blastn_classifications/S1.annotated_blastn.txt";
         assert_eq!(chosen(&Layout::nvd(true), &[file]), [format!("stast {file} sample_id=S1")]);
         assert!(chosen(&Layout::nvd(false), &[file]).is_empty());
+    }
+
+    #[test]
+    fn a_placeholder_that_stands_twice_stands_for_one_value() {
+        let layout = Layout::parse(&["gottcha2={run}/{sample}/{sample}.full.tsv".into()]).expect("rules");
+        let found = chosen(&layout, &["r1/S1/S1.full.tsv", "r1/S2/other.full.tsv"]);
+        assert_eq!(found, ["gottcha2 r1/S1/S1.full.tsv run_id=r1 sample_id=S1"]);
+        let Err(reason) = Layout::parse(&["gottcha2={run/x.tsv".into()]) else { panic!("no pattern") };
+        assert!(reason.contains("without its }"), "{reason}");
     }
 
     #[test]
