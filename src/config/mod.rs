@@ -156,6 +156,11 @@ const NO_LEVEL: &str = "has a word that is no level: write off, error, warn, inf
 /// A hundred years. Calendars end, and somebody who writes more wants to keep exports for ever.
 const MOST_DAYS: u32 = 36_500;
 
+/// Limits of limits: what lies beyond is a slip of the hand, and more than memory or PostgreSQL can bear.
+const MOST_QUEUED: usize = 1_000_000;
+const MOST_SLOTS: usize = 1_000;
+const LONGEST: Duration = Duration::from_hours(24);
+
 /// Limits for each token.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -262,7 +267,9 @@ impl Config {
             "server.public_url",
             "must begin with https:// or http://",
         );
-        check(self.database.max_connections >= 4, "database.max_connections", "must be at least 4");
+        let connections = self.database.max_connections;
+        check((4..=10_000).contains(&connections), "database.max_connections", "must be 4 to 10000");
+        check(self.limits.queue <= MOST_QUEUED, "limits.queue", "must be at most 1000000");
         let is_postgres = |url: &Secret| ["postgres://", "postgresql://"].iter().any(|it| url.expose().starts_with(it));
         check(self.database.url.as_ref().is_none_or(is_postgres), "database.url", "must begin with postgres://");
         check(self.limits.rate_per_second >= 1, "limits.rate_per_second", "must be at least 1");
@@ -310,7 +317,7 @@ impl Config {
 
     fn check_ingest(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
         let ingest = &self.ingest;
-        check(ingest.queue >= 1, "ingest.queue", "must be at least 1");
+        check((1..=MOST_QUEUED).contains(&ingest.queue), "ingest.queue", "must be 1 to 1000000");
         let range = 1..=i32::MAX as u64;
         check(range.contains(&ingest.max_rows), "ingest.max_rows", "must be between 1 and 2147483647");
         for (key, size) in [
@@ -321,6 +328,7 @@ impl Config {
             check(size.as_u64() >= 1, key, "must be at least 1B");
         }
         check(!ingest.idle_timeout.is_zero(), "ingest.idle_timeout", "must be longer than 0s");
+        check(ingest.idle_timeout <= LONGEST, "ingest.idle_timeout", "must be at most 24h");
     }
 
     fn check_export(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
@@ -329,7 +337,8 @@ impl Config {
         check((1_000..=10_000_000).contains(&export.batch_size), "export.batch_size", "must be 1000 to 10000000");
         check(export.batch_bytes.as_u64() >= bytesize::MIB, "export.batch_bytes", "must be at least 1MiB");
         check(export.file_size.as_u64() >= bytesize::MIB, "export.file_size", "must be at least 1MiB");
-        check(export.lease >= Duration::from_secs(3), "export.lease", "must be at least 3s");
+        check(export.slots <= MOST_SLOTS, "export.slots", "must be at most 1000");
+        check((Duration::from_secs(3)..=LONGEST).contains(&export.lease), "export.lease", "must be 3s to 24h");
         check((1..=8760).contains(&export.job_retention_hours), "export.job_retention_hours", "must be 1 to 8760");
         check(export.max_attempts >= 1, "export.max_attempts", "must be at least 1");
         check(export.link_lifetime >= Duration::from_secs(60), "export.link_lifetime", "must be at least 1m");

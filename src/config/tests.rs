@@ -92,6 +92,22 @@ fn keys_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn numbers_that_no_machine_can_bear_are_refused() {
+    let overrides = [
+        ("ingest.idle_timeout", "25d"),
+        ("ingest.queue", "2305843009213693952"),
+        ("limits.queue", "2305843009213693952"),
+        ("database.max_connections", "4000000000"),
+        ("export.slots", "100000"),
+        ("export.lease", "1000000d"),
+    ];
+    let text = load(None, &[], &overrides).expect_err("faults").to_string();
+    for (key, _) in overrides {
+        assert!(text.contains(key), "{key} is not in:\n{text}");
+    }
+}
+
+#[test]
 fn tokens_that_no_request_can_have_or_that_allow_two_things_are_refused() {
     for token in ["x\n", " x", "\u{e4}"] {
         let text = load(None, &[("BEARER_TOKEN", token)], &[]).expect_err("faults").to_string();
