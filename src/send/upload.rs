@@ -168,9 +168,8 @@ impl Uploader {
             let reason = format!("no request can be made of it: {}", causes(&error));
             return Err(Failure::Final(Refusal::new(Exit::Configuration, &checked.content.name, reason)));
         }
-        if tls::is_distrust(&error) {
-            let reason =
-                format!("the service is not trusted: {}; SSL_CERT_FILE names certificates to trust", causes(&error));
+        if let Some((what, advice)) = tls::refusal(&error) {
+            let reason = format!("{what}: {}; {advice}", causes(&error));
             return Err(Failure::Final(Refusal::new(Exit::Configuration, &checked.content.name, reason)));
         }
         Err(Failure::Passing { reason: causes(&error), after: None })

@@ -253,6 +253,9 @@ async fn a_refused_token_a_taken_key_and_a_foreign_server_have_their_codes() {
     let elsewhere = format!("{}/nothing", app.url);
     let (_, err) = sender.run(78, &["a.jsonl", "--url", &elsewhere]).await;
     assert!(err.contains("404"), "{err}");
+    let secure = app.url.replace("http://", "https://");
+    let (_, err) = sender.run(78, &["a.jsonl", "--url", &secure]).await;
+    assert!(err.contains("does not speak TLS"), "{err}");
     assert_eq!(app.count("submissions").await, 1);
 }
 
