@@ -111,6 +111,10 @@ impl Decoder {
             let used = self.decode(&data)?;
             self.carry.extend_from_slice(&data[used..]);
         }
+        // The row in which that is noticed is cut off.
+        if self.is_uneven {
+            return Ok(None);
+        }
         if self.field.is_none() && (self.rows >= BATCH || self.text_bytes >= BATCH_TEXT) {
             return self.take_batch().map(Some);
         }
