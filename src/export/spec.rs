@@ -21,6 +21,9 @@ pub const TIME_COLUMN: &str = "created_at";
 const IDENTITY: [(&str, &str); 2] =
     [("submission_id", "\"submission_id\""), ("ordinal", "\"ordinal\"::bigint AS \"ordinal\"")];
 
+/// Arguments that a function of PostgreSQL takes at most. Source: its `FUNC_MAX_ARGS`.
+const MOST_ARGUMENTS: usize = 100;
+
 /// Which rows and columns of a dataset are exported, and how they are written.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -321,8 +324,10 @@ impl Plan {
         let mut columns: Vec<String> = self.dense().map(|position| sql(position).to_owned()).collect();
         columns.extend(self.quads.iter().map(|quad| segment(quad.iter().map(|column| sql(*column)))));
         if !self.sparse.is_empty() {
-            let sparse = self.sparse.iter().copied().map(sql).collect::<Vec<_>>().join(", ");
-            columns.push(format!("CASE WHEN num_nonnulls({sparse}) > 0 THEN record_send(ROW({sparse})) END"));
+            let sparse: Vec<&str> = self.sparse.iter().copied().map(sql).collect();
+            let filled = sparse.chunks(MOST_ARGUMENTS).map(|some| format!("num_nonnulls({})", some.join(", ")));
+            let filled = filled.collect::<Vec<_>>().join(" + ");
+            columns.push(format!("CASE WHEN {filled} > 0 THEN record_send(ROW({})) END", sparse.join(", ")));
         }
         let mut conditions = self.conditions.clone();
         if let Some((first, end)) = pages {

@@ -300,6 +300,46 @@ async fn numbers_come_back_equal_where_every_row_has_them_and_where_later_rows_d
 }
 
 #[tokio::test]
+async fn a_row_that_ends_a_batch_of_long_texts_and_lacks_a_number_is_read_again() {
+    let app = TestApp::start().await;
+    let mut rows = even_rows("expected", 1_000);
+    let store = async |rows: &[Value]| {
+        let body: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        app.store("/ingest-gottcha2", gzip(body)).await
+    };
+    store(&rows).await;
+    analyze(&app, "null_frac = 0", &["zscore", "read_count", "rollup_doc"]).await;
+    // More than the text of a batch, 16 MiB, only with the last of them.
+    let mut long = even_rows("long", 17);
+    long.iter_mut().for_each(|row| row["name"] = Value::from("x".repeat(1_000_000)));
+    long[16]["zscore"] = Value::Null;
+    store(&long).await;
+    rows.extend(long);
+    let export = app.export(json!({"table": "gottcha2", "columns": ["sample_id", "name", "zscore", "read_count", "rollup_doc", "depth"]})).await;
+    assert_eq!((&export["status"], &export["rows"]), (&json!("completed"), &json!(rows.len())), "{export}");
+}
+
+#[tokio::test]
+async fn a_dataset_with_more_empty_columns_than_a_function_takes_arguments_is_exported() {
+    let column =
+        |name: &str, kind: &str| format!("[[columns]]\nname = \"{name}\"\nkind = \"{kind}\"\ndescription = \"x\"\n");
+    let head = "name = \"wide\"\ntable = \"wide\"\ntitle = \"Wide\"\ndescription = \"Many columns.\"\n";
+    let columns: String = (0..250).map(|index| column(&format!("c{index}"), "int")).collect();
+    let folder = tempfile::tempdir().expect("folder");
+    let text = format!("{head}{}{columns}", column("sample_id", "text"));
+    std::fs::write(folder.path().join("wide.toml"), text).expect("definition");
+    let app = TestApp::with(&[("datasets.dir", folder.path().to_str().expect("path"))]).await;
+    let body = "{\"sample_id\":\"S\",\"c0\":1}\n".repeat(5_000) + "{\"sample_id\":\"S\",\"c249\":7}\n";
+    app.store("/ingest/wide", gzip(body)).await;
+    sqlx::query("ANALYZE wide").execute(&app.pool).await.expect("analyze");
+    let export = app.export(json!({"table": "wide", "format": "jsonl", "compression": "none"})).await;
+    assert_eq!((&export["status"], &export["rows"]), (&json!("completed"), &json!(5_001)), "{export}");
+    let text = String::from_utf8(app.download(&export).await).expect("UTF-8");
+    assert_eq!(text.matches("\"c249\":7").count(), 1);
+    assert_eq!(text.matches("\"c0\":1").count(), 5_000);
+}
+
+#[tokio::test]
 async fn an_empty_table_gives_a_valid_empty_file_of_every_format() {
     let app = TestApp::start().await;
     for format in ["parquet", "csv", "json", "jsonl"] {
