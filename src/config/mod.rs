@@ -338,10 +338,16 @@ impl Config {
         check(export.batch_bytes.as_u64() >= bytesize::MIB, "export.batch_bytes", "must be at least 1MiB");
         check(export.file_size.as_u64() >= bytesize::MIB, "export.file_size", "must be at least 1MiB");
         check(export.slots <= MOST_SLOTS, "export.slots", "must be at most 1000");
+        // Else exports would wait for each other's connections, and their leases end meanwhile.
+        let readers = export.slots.saturating_mul(export.connections);
+        let rest = "times export.connections must be below database.max_connections, for requests need some, too";
+        check(readers < self.database.max_connections as usize, "export.slots", rest);
         check((Duration::from_secs(3)..=LONGEST).contains(&export.lease), "export.lease", "must be 3s to 24h");
         check((1..=8760).contains(&export.job_retention_hours), "export.job_retention_hours", "must be 1 to 8760");
         check(export.max_attempts >= 1, "export.max_attempts", "must be at least 1");
-        check(export.link_lifetime >= Duration::from_secs(60), "export.link_lifetime", "must be at least 1m");
+        // Longer signatures are refused by S3.
+        let lifetimes = Duration::from_mins(1)..=Duration::from_hours(7 * 24);
+        check(lifetimes.contains(&export.link_lifetime), "export.link_lifetime", "must be 1m to 7d");
         check(export.retention_days <= MOST_DAYS, "export.retention_days", "must be at most 36500");
         let own = export.schedules.iter().filter_map(|own| own.retention_days).max();
         check(own.is_none_or(|days| days <= MOST_DAYS), "export.schedules", "retention_days must be at most 36500");

@@ -100,11 +100,20 @@ fn numbers_that_no_machine_can_bear_are_refused() {
         ("database.max_connections", "4000000000"),
         ("export.slots", "100000"),
         ("export.lease", "1000000d"),
+        ("export.link_lifetime", "8d"),
     ];
     let text = load(None, &[], &overrides).expect_err("faults").to_string();
     for (key, _) in overrides {
         assert!(text.contains(key), "{key} is not in:\n{text}");
     }
+}
+
+#[test]
+fn exports_that_would_take_every_connection_are_refused() {
+    let connections = |slots| load(None, &[], &[("export.slots", slots), ("database.max_connections", "4")]);
+    let text = connections("2").expect_err("a fault").to_string();
+    assert!(text.contains("export.slots") && text.contains("database.max_connections"), "{text}");
+    connections("1").expect("two are left");
 }
 
 #[test]
