@@ -38,6 +38,8 @@ pub struct Storage {
 pub struct Listed {
     /// Its name, relative to the root.
     pub name: String,
+    /// Its size.
+    pub bytes: u64,
     /// When it was last written.
     pub modified: DateTime<Utc>,
 }
@@ -207,7 +209,7 @@ impl Storage {
         while let Some(file) = listing.next().await.transpose()? {
             let parts = file.location.prefix_match(&self.root);
             let parts: Vec<String> = parts.into_iter().flatten().map(|part| part.as_ref().to_owned()).collect();
-            files.push(Listed { name: parts.join("/"), modified: file.last_modified });
+            files.push(Listed { name: parts.join("/"), bytes: file.size, modified: file.last_modified });
         }
         Ok(files)
     }
@@ -314,7 +316,8 @@ fn walk(root: &FilePath, folder: &FilePath, files: &mut Vec<Listed>) -> std::io:
         if metadata.is_dir() {
             walk(root, &path, files)?;
         } else if let Some(name) = path.strip_prefix(root).ok().and_then(FilePath::to_str) {
-            files.push(Listed { name: name.to_owned(), modified: metadata.modified()?.into() });
+            let (bytes, modified) = (metadata.len(), metadata.modified()?.into());
+            files.push(Listed { name: name.to_owned(), bytes, modified });
         }
     }
     Ok(())

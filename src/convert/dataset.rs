@@ -25,7 +25,7 @@ use crate::ingest::rows::Job;
 use crate::lake::manifest::{self, ColumnNote, Manifest, Partition};
 use crate::lake::{Place, is_of_a_run, partition, run_digits};
 use crate::send::content::LIMITS;
-use crate::storage::Storage;
+use crate::storage::{Listed, Storage};
 
 /// Threads that encode.
 const THREADS: usize = 2;
@@ -93,7 +93,7 @@ impl<'w> Converted<'w> {
             return Err(Error::Conflict(format!("{place} {why}: choose another folder")));
         }
         let files = Place { storage: &storage, folder: "" }.files(name).await?;
-        for file in files {
+        for Listed { name: file, .. } in files {
             let is_known =
                 file == manifest::FILE || opened.held.iter().flat_map(Manifest::files).any(|known| known.path == file);
             if !is_known && !is_of_a_run(name, &file) {

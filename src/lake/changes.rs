@@ -1,6 +1,6 @@
 //! What has to be done: the submissions that a snapshot sees, compared with those that each partition holds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 
@@ -22,7 +22,8 @@ pub enum Action {
     New,
     /// It gets the rows of further submissions.
     Add,
-    /// It is written anew: rows left it, it has too many small files or folders of other names, or somebody wishes it.
+    /// It is written anew: rows left it, a file of it is lost or cut short, it has too many small files or folders of other
+    /// names, or somebody wishes it.
     Rewrite,
     /// Nothing of it is left.
     Remove,
@@ -116,11 +117,13 @@ pub struct Choice {
     pub small: u64,
 }
 
-/// What has to be done, in the order of time, and how many partitions need nothing.
+/// What has to be done, in the order of time, and how many partitions need nothing. `damaged` are paths of files that do
+/// not lie where the manifest says.
 #[must_use]
 pub fn compare(
     visible: &[Visible],
     manifest: &Manifest,
+    damaged: &HashSet<String>,
     temporal: Option<Temporal>,
     choice: &Choice,
 ) -> (Vec<Task>, usize) {
@@ -145,7 +148,7 @@ pub fn compare(
         let path = temporal.zip(span).map(|(temporal, span)| path(temporal, &span)).unwrap_or_default();
         let label = temporal.zip(span).map(|(temporal, span)| label(temporal, &span)).unwrap_or_default();
         let held = held.get(path.as_str()).copied();
-        match decide(&all, held, choice) {
+        match decide(&all, held, damaged, choice) {
             Some((action, added)) => {
                 let kept = held.filter(|_| action == Action::Add).map(|held| held.files.clone());
                 tasks.push(Task { action, path, label, span, all, added, kept: kept.unwrap_or_default() });
@@ -157,15 +160,20 @@ pub fn compare(
 }
 
 /// What is done with a partition, and which submissions are added to it; nothing where it is as it should be.
-fn decide(all: &[Visible], held: Option<&Partition>, choice: &Choice) -> Option<(Action, Option<Vec<i64>>)> {
+fn decide(
+    all: &[Visible],
+    held: Option<&Partition>,
+    damaged: &HashSet<String>,
+    choice: &Choice,
+) -> Option<(Action, Option<Vec<i64>>)> {
     let Some(held) = held else { return Some((Action::New, None)) };
     if all.is_empty() {
         return Some((Action::Remove, None));
     }
     let has = |submission: &&Visible| held.submissions.0.binary_search(&submission.id).is_ok();
     let (known, added): (Vec<&Visible>, Vec<&Visible>) = all.iter().partition(has);
-    let is_misnamed = held.files.iter().any(|file| partition::is_misnamed(&file.path));
-    if choice.overwrite || is_misnamed || known.len() != held.submissions.0.len() || digest(known) != held.digest {
+    let is_useless = |file: &File| partition::is_misnamed(&file.path) || damaged.contains(&file.path);
+    if choice.overwrite || held.files.iter().any(is_useless) || known.len() != held.submissions.0.len() || digest(known) != held.digest {
         return Some((Action::Rewrite, None));
     }
     if added.is_empty() {

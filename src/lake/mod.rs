@@ -207,11 +207,12 @@ impl Outcome {
 /// What [`run`] refuses; a database or a storage out of reach.
 pub async fn preview(pool: &PgPool, wish: &Wish, place: &Place<'_>) -> Result<Outcome> {
     let (manifest, _) = place.manifest(pool, wish).await?;
+    let damaged = place::damaged(&manifest, &place.files(&manifest.dataset).await?);
     let snapshot = Snapshot::take(pool).await?;
     let table = snapshot.table(wish.dataset()).await?;
     let mut connection = snapshot.connection().await?;
     let visible = db::visible(&mut connection, wish.dataset()).await?;
-    let (tasks, unchanged) = changes::compare(&visible, &manifest, wish.partitioning.temporal, &wish.choice);
+    let (tasks, unchanged) = changes::compare(&visible, &manifest, &damaged, wish.partitioning.temporal, &wish.choice);
     let (rows, bytes) = match manifest.size() {
         (0, _) => (table.rows.max(1), table.pages.unsigned_abs() * 8192 / SHRINKS),
         size => size,
@@ -269,16 +270,21 @@ impl Run<'_> {
     async fn bring_up_to_date(&mut self, found: Found) -> Result<Outcome> {
         let (wish, progress) = (self.wish, &self.lease.progress);
         progress.enter("comparing");
+        let files = self.place.files(&wish.dataset().name).await?;
+        let damaged = place::damaged(&self.manifest, &files);
+        for path in &damaged {
+            tracing::warn!(path, "a file is lost or was cut short: its partition is written anew");
+        }
         let is_outdated = match found {
             Found::Ours => {
-                self.place.sweep(&self.manifest).await?;
+                self.place.sweep(&self.manifest, &files).await?;
                 self.drop_leftovers().await?
             }
             Found::Empty => {
                 // From here on, whatever lies there is ours.
                 self.is_marked = true;
                 self.place.save(&self.manifest).await?;
-                self.place.sweep(&self.manifest).await?;
+                self.place.sweep(&self.manifest, &files).await?;
                 true
             }
             Found::Foreign(files) => {
@@ -291,7 +297,7 @@ impl Run<'_> {
         let mut connection = self.lease.unless_cancelled(snapshot.connection()).await??;
         let visible = self.lease.unless_cancelled(db::visible(&mut connection, wish.dataset())).await??;
         snapshot.give_back(connection);
-        let (tasks, unchanged) = changes::compare(&visible, &self.manifest, wish.partitioning.temporal, &wish.choice);
+        let (tasks, unchanged) = changes::compare(&visible, &self.manifest, &damaged, wish.partitioning.temporal, &wish.choice);
         drop(visible);
         progress.expect_rows(Some(tasks.iter().map(Task::rows).sum()));
         progress.enter("writing");

@@ -1,11 +1,12 @@
 //! Where partitioned datasets lie, and whether one may be written there.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use super::manifest::{FILE, Manifest};
+use super::manifest::{FILE, File, Manifest};
 use super::{Wish, catalogue};
 use crate::config::Format;
 use crate::dataset::definition::is_identifier;
@@ -13,7 +14,7 @@ use crate::db::jobs::Lease;
 use crate::db::keys;
 use crate::db::lake::Lock;
 use crate::error::{Error, Result};
-use crate::storage::Storage;
+use crate::storage::{Listed, Storage};
 
 /// How long a run waits for another of the same dataset: longer than the connection of a killed one lives where its machine
 /// goes on. A job then tries again later.
@@ -119,7 +120,7 @@ impl Place<'_> {
             Err(Error::Environment(_)) => "holds a manifest that cannot be read",
             Err(error) => return Err(error),
         };
-        let mut files = self.files(dataset).await?;
+        let mut files: Vec<String> = self.files(dataset).await?.into_iter().map(|file| file.name).collect();
         // What is unfinished no reader takes for data, and nobody else gives such names.
         files.retain(|file| file != FILE && !(file.contains('#') && is_of_a_run(dataset, file)));
         catalogue::refuse_others(self, Some(dataset), false).await?;
@@ -178,26 +179,28 @@ impl Place<'_> {
     ///
     /// # Errors
     /// A storage out of reach.
-    pub async fn files(&self, dataset: &str) -> Result<Vec<String>> {
+    pub async fn files(&self, dataset: &str) -> Result<Vec<Listed>> {
         let folder = format!("{}/", self.name(dataset));
         let files = self.storage.list(folder.trim_end_matches('/')).await?;
-        Ok(files.into_iter().filter_map(|file| file.name.strip_prefix(&folder).map(str::to_owned)).collect())
+        let in_folder =
+            |file: Listed| Some(Listed { name: file.name.strip_prefix(&folder).map(str::to_owned)?, ..file });
+        Ok(files.into_iter().filter_map(in_folder).collect())
     }
 
-    /// Removes what runs that were killed have left. It needs the lock.
+    /// Removes what runs that were killed have left, of the files that lie there. It needs the lock.
     ///
     /// # Errors
     /// A storage out of reach.
-    pub async fn sweep(&self, manifest: &Manifest) -> Result<()> {
-        let known: std::collections::HashSet<&str> = manifest
+    pub async fn sweep(&self, manifest: &Manifest, files: &[Listed]) -> Result<()> {
+        let known: HashSet<&str> = manifest
             .files()
             .map(|file| file.path.as_str())
             .chain(manifest.retired.iter().map(|file| file.path.as_str()))
             .collect();
-        for path in self.files(&manifest.dataset).await? {
-            if !known.contains(path.as_str()) && is_of_a_run(&manifest.dataset, &path) {
-                tracing::info!(path, "a file that no manifest names was removed");
-                self.delete(&manifest.dataset, &path).await?;
+        for Listed { name, .. } in files {
+            if !known.contains(name.as_str()) && is_of_a_run(&manifest.dataset, name) {
+                tracing::info!(path = name, "a file that no manifest names was removed");
+                self.delete(&manifest.dataset, name).await?;
             }
         }
         Ok(())
@@ -226,6 +229,14 @@ impl Place<'_> {
     pub async fn delete(&self, dataset: &str, path: &str) -> Result<()> {
         self.storage.delete_file(&self.name(&format!("{dataset}/{path}"))).await
     }
+}
+
+/// The files that a manifest names and that do not lie there as they were written: lost, or cut short.
+#[must_use]
+pub fn damaged(manifest: &Manifest, files: &[Listed]) -> HashSet<String> {
+    let sizes: HashMap<&str, u64> = files.iter().map(|file| (file.name.as_str(), file.bytes)).collect();
+    let is_damaged = |file: &&File| sizes.get(file.path.as_str()) != Some(&file.bytes);
+    manifest.files().filter(is_damaged).map(|file| file.path.clone()).collect()
 }
 
 /// Refuses a path with a folder `NAME=VALUE`. DuckDB looks for partitions in all of a path, and the first of a name counts.

@@ -66,6 +66,11 @@ impl Lake {
         lake::run(&app.pool, &app.app.config.export, wish, &place, &lease).await
     }
 
+    async fn preview(&self, app: &TestApp) -> Outcome {
+        let place = Place { storage: &self.storage, folder: "" };
+        lake::preview(&app.pool, &self.wish(app, false), &place).await.expect("a preview")
+    }
+
     pub async fn update(&self, app: &TestApp) -> Outcome {
         self.run(app, &self.wish(app, false)).await.expect("a run")
     }
@@ -229,6 +234,29 @@ async fn replaced_and_removed_submissions_disappear_with_the_next_run() {
     assert_eq!((outcome.partitions[1].action, outcome.partitions[1].rows), (Action::Rewrite, 3));
     assert_eq!(lake.rows(), stored_rows(&app).await);
     assert!(!lake.folder.path().join("gottcha2/year=2026/month=01").exists(), "an empty partition was left");
+}
+
+#[tokio::test]
+async fn a_file_that_is_lost_or_cut_short_is_written_anew() {
+    let app = TestApp::start().await;
+    for day in ["01", "02", "03"] {
+        store_at(&app, &format!("S{day}"), 10, &format!("2026-11-{day}T12:00:00Z")).await;
+    }
+    let lake = Lake::daily();
+    lake.update(&app).await;
+    let file = |partition: usize| {
+        let path = lake.manifest()["partitions"][partition]["files"][0]["path"].as_str().expect("path").to_owned();
+        lake.folder.path().join("gottcha2").join(path)
+    };
+    std::fs::remove_file(file(0)).expect("removed");
+    let cut = std::fs::read(file(2)).expect("file");
+    std::fs::write(file(2), &cut[..cut.len() - 1]).expect("cut");
+    let repaired =
+        [("year=2026/month=11/day=01", Action::Rewrite, 10), ("year=2026/month=11/day=03", Action::Rewrite, 10)];
+    assert_eq!(actions(&lake.preview(&app).await), repaired);
+    assert_eq!(actions(&lake.update(&app).await), repaired);
+    assert_eq!(lake.rows(), stored_rows(&app).await);
+    assert_eq!(lake.update(&app).await.unchanged, 3);
 }
 
 #[tokio::test]
