@@ -1,6 +1,7 @@
 """Reads converted files with tools that nobody here wrote: convert_readers.py FOLDER
 
-FOLDER has the examples' query_perf of two days, 2 and 3 rows, and their index_advisor. Ends with an error if any tool reads
+FOLDER has the examples' query_perf of two days, 2 and 3 rows, their index_advisor, and odd, whose sample_id and taxid are
+numbers and whose read_count is text. Ends with an error if any tool reads
 something else. Spark needs Java, and is left out where there is none.
 """
 import pathlib
@@ -31,6 +32,7 @@ assert days == [("2025-10-28", 2), ("2025-10-29", 3)], days
 types = dict(connection.execute("SELECT column_name, column_type FROM (DESCRIBE query_perf)").fetchall())
 assert types["timestamp"] == "TIMESTAMP WITH TIME ZONE" and types["cache_hit"] == "BOOLEAN", types
 assert connection.execute("SELECT recommended_index FROM index_advisor").fetchall() == [("idx_embedding_vector",)]
+assert connection.execute("SELECT taxon_name, hits FROM odd_top_taxa(17)").fetchall() == [("Orthoebolavirus", 1)]
 
 frame = polars.scan_parquet(data / "**/*.parquet", hive_partitioning=True)
 check("polars", *frame.select(polars.len(), polars.col("rows_examined").sum()).collect().row(0))

@@ -249,13 +249,28 @@ fn day(manifest: &Manifest) -> Option<&'static str> {
 fn taxa(manifest: &Manifest) -> Option<(&'static str, &'static str, &'static str)> {
     let first = |names: &[&'static str]| names.iter().copied().find(|name| has(manifest, name));
     let (taxon, name) = first(&TAXA).zip(first(&NAMES)).filter(|_| has(manifest, "sample_id"))?;
-    Some((taxon, name, if has(manifest, "read_count") { "sum(read_count)" } else { "count(*)" }))
+    let is_counted = matches!(kind(manifest, "read_count"), Some(Kind::Int | Kind::Float));
+    Some((taxon, name, if is_counted { "sum(read_count)" } else { "count(*)" }))
 }
 
 /// Whether readers find a column, in files or in paths.
 fn has(manifest: &Manifest, name: &str) -> bool {
-    let in_paths = manifest.partitioning.by.iter().any(|column| column == name);
-    in_paths || manifest.columns.iter().any(|column| column.name == name)
+    kind(manifest, name).is_some()
+}
+
+/// The type of the values that readers find in a column, in files or in paths.
+fn kind(manifest: &Manifest, name: &str) -> Option<Kind> {
+    let in_files = manifest.columns.iter().map(|column| (column.name.as_str(), column.kind));
+    in_files.chain(partition_columns(manifest)).find(|(column, _)| *column == name).map(|(_, kind)| kind)
+}
+
+/// A value as SQL, where the column can hold it.
+fn example(manifest: &Manifest, column: &str, value: &str) -> Option<String> {
+    match kind(manifest, column)? {
+        Kind::Text => Some(format!("'{value}'")),
+        Kind::Int => value.parse::<i64>().ok().map(|number| number.to_string()),
+        _ => None,
+    }
 }
 
 fn queries(manifests: &[Manifest]) -> String {
@@ -274,10 +289,15 @@ fn queries(manifests: &[Manifest]) -> String {
                  year(current_date);\n"
             ));
         }
-        if taxa(manifest).is_some() {
+        let Some((taxon, ..)) = taxa(manifest) else { continue };
+        if let Some(sample) = example(manifest, "sample_id", "SRR12689945") {
             text.push_str(&format!(
-                "\n-- What was found most in a sample?\nSELECT * FROM {name}_top_taxa('SRR12689945') LIMIT 20;\n\
-                 \n-- Which samples have Ebola virus?\nSELECT * FROM {name}_samples_with('3052462');\n"
+                "\n-- What was found most in a sample?\nSELECT * FROM {name}_top_taxa({sample}) LIMIT 20;\n"
+            ));
+        }
+        if let Some(taxon) = example(manifest, taxon, "3052462") {
+            text.push_str(&format!(
+                "\n-- Which samples have Ebola virus?\nSELECT * FROM {name}_samples_with({taxon});\n"
             ));
         }
     }

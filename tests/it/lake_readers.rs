@@ -123,6 +123,12 @@ async fn readers_of_others_find_every_row_of_converted_files() {
         command.args(["convert", &file, "--schema", &schema, "-o"]).arg(&out);
         assert!(command.output().expect("run").status.success());
     }
+    // Columns that have the names of others, and not their kinds.
+    let odd = folder.path().join("odd.csv");
+    std::fs::write(&odd, "sample_id,taxid,name,read_count\n17,3052462,Orthoebolavirus,many\n").expect("file");
+    let mut command = binary(&folder.path().join("data"));
+    command.arg("convert").arg(&odd).arg("-o").arg(&out);
+    assert!(command.output().expect("run").status.success());
     python::run("convert_readers.py", &[out.to_str().expect("UTF-8")]).await;
 }
 
