@@ -168,12 +168,21 @@ pub async fn by_id(pool: &PgPool, id: Uuid) -> Result<Option<Export>> {
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(pool).await?)
 }
 
-/// The export that a job writes.
+/// The export of that id that the catalogue has: no file of an export job.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn catalogued(pool: &PgPool, id: Uuid) -> Result<Option<Export>> {
+    let sql = format!("-- exports.catalogued\n{} WHERE e.id = $1 AND {CATALOGUED}", select());
+    Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(id).fetch_optional(pool).await?)
+}
+
+/// The export of the catalogue that a job writes.
 ///
 /// # Errors
 /// A database out of reach.
 pub async fn by_job(pool: &PgPool, job: Uuid) -> Result<Option<Export>> {
-    let sql = format!("-- exports.by_job\n{} WHERE e.job_id = $1", select());
+    let sql = format!("-- exports.by_job\n{} WHERE e.job_id = $1 AND {CATALOGUED}", select());
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(job).fetch_optional(pool).await?)
 }
 

@@ -344,9 +344,9 @@ fn parse(mut request: Value) -> Result<ExportRequest> {
     Ok(ExportRequest { table, spec, partition, overwrite })
 }
 
-/// The export of that id.
+/// The export of that id. The file of an export job is its user's, also where anybody may read exports.
 pub async fn find(http: &Http, id: Uuid) -> Result<Export> {
-    exports::by_id(&http.app.pool, id).await?.ok_or_else(|| not_found(id))
+    exports::catalogued(&http.app.pool, id).await?.ok_or_else(|| not_found(id))
 }
 
 fn not_found(id: Uuid) -> Error {

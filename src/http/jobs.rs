@@ -110,7 +110,7 @@ pub struct JobBody {
     /// Where it is.
     #[schema(value_type = JobStatus)]
     status: String,
-    /// The export that it writes, if it is one.
+    /// The export of the catalogue that it writes, if it is one.
     #[schema(required)]
     export_id: Option<Uuid>,
     /// How far it is.

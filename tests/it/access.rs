@@ -6,8 +6,10 @@ use futures_util::future::join_all;
 use nvd_support_car::config::Config;
 use nvd_support_car::secrets;
 use reqwest::Client;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
-use crate::app::{RECORD, TOKEN, TestApp, problem};
+use crate::app::{RECORD, TOKEN, TestApp, eventually, problem};
 
 async fn ask(app: &TestApp, method: &str, path: &str, token: Option<&str>) -> reqwest::Response {
     let client = Client::builder().no_proxy().build().expect("client");
@@ -34,6 +36,26 @@ async fn scopes_allow_what_they_say_and_nothing_else() {
     assert!(refused["detail"].as_str().expect("detail").contains("`read`"), "{refused}");
     problem(ask(&app, "DELETE", "/submissions/1", Some("ingest-only")).await, 403).await;
     assert_eq!(ask(&app, "GET", "/submissions", Some(TOKEN)).await.status(), 200);
+}
+
+#[tokio::test]
+async fn where_anybody_may_read_exports_the_file_of_an_export_job_is_its_user_s() {
+    let app = TestApp::with(&[("auth.public_exports", "true")]).await;
+    app.export(json!({"table": "stast"})).await;
+    let catalogued: Uuid = app.scalar("SELECT id FROM exports").await;
+    let wish = json!({"table_name": "stast", "format": "csv"});
+    let job: Value =
+        app.request("POST", "/api/v1/export/jobs").json(&wish).send().await.expect("answer").json().await.expect("JSON");
+    let file = format!("/api/v1/export/jobs/{}/download", job["id"]);
+    eventually("it is written", async || ask(&app, "GET", &file, Some(TOKEN)).await.status() == 200).await;
+    problem(ask(&app, "GET", &file, None).await, 401).await;
+    let private: Uuid = app.scalar("SELECT export_id FROM export_jobs").await;
+    for (export, status) in [(catalogued, 200), (private, 404)] {
+        for path in [format!("/exports/{export}"), format!("/exports/{export}/download")] {
+            assert_eq!(ask(&app, "GET", &path, None).await.status(), status, "{path}");
+        }
+    }
+    assert_eq!(app.get("/jobs?limit=1").await[0]["export_id"], Value::Null);
 }
 
 #[test]
