@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use super::{Secret, values};
+use super::{MOST_SLOTS, Secret, values};
 
 /// How rows are delivered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -113,6 +113,7 @@ impl LabkeyConfig {
         check(!is_on || has_key, "labkey.api_key", "is needed with labkey.server_url, or username and password");
         check((1..=100_000).contains(&self.batch_size), "labkey.batch_size", "must be between 1 and 100000");
         check(self.batch_bytes.as_u64() >= 64 * bytesize::KIB, "labkey.batch_bytes", "must be at least 64KiB");
+        check(self.slots <= MOST_SLOTS, "labkey.slots", "must be at most 1000");
         check((1..=32).contains(&self.requests), "labkey.requests", "must be between 1 and 32");
         check(self.request_timeout >= Duration::from_millis(100), "labkey.request_timeout", "must be at least 100ms");
         if let Err(reason) = self.interval_cron() {

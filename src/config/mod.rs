@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgConnectOptions;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::secrets;
@@ -271,7 +272,14 @@ impl Config {
         check((4..=10_000).contains(&connections), "database.max_connections", "must be 4 to 10000");
         check(self.limits.queue <= MOST_QUEUED, "limits.queue", "must be at most 1000000");
         let is_postgres = |url: &Secret| ["postgres://", "postgresql://"].iter().any(|it| url.expose().starts_with(it));
-        check(self.database.url.as_ref().is_none_or(is_postgres), "database.url", "must begin with postgres://");
+        let url = self.database.url.as_ref();
+        check(url.is_none_or(is_postgres), "database.url", "must begin with postgres://");
+        check(
+            url.is_none_or(|url| !is_postgres(url) || url.expose().parse::<PgConnectOptions>().is_ok()),
+            "database.url",
+            "is no address such as postgres://user:password@host:5432/name; in a user or password, `@` is written %40, `/` \
+             %2F and `%` %25",
+        );
         check(self.limits.rate_per_second >= 1, "limits.rate_per_second", "must be at least 1");
         check(self.limits.burst >= 1, "limits.burst", "must be at least 1");
         self.check_ingest(&mut check);

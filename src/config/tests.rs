@@ -101,6 +101,7 @@ fn numbers_that_no_machine_can_bear_are_refused() {
         ("export.slots", "100000"),
         ("export.lease", "1000000d"),
         ("export.link_lifetime", "8d"),
+        ("labkey.slots", "100000"),
     ];
     let text = load(None, &[], &overrides).expect_err("faults").to_string();
     for (key, _) in overrides {
@@ -144,6 +145,15 @@ fn an_address_that_links_cannot_begin_with_is_refused() {
     let text = load(None, &[("NVD__SERVER__PUBLIC_URL", "nvd.example.org")], &[]).expect_err("faults").to_string();
     assert!(text.contains("server.public_url") && text.contains("https://"), "{text}");
     load(None, &[("NVD__SERVER__PUBLIC_URL", "https://nvd.example.org")], &[]).expect("an address");
+}
+
+#[test]
+fn an_address_that_postgresql_does_not_have_is_refused_without_its_password() {
+    for url in ["postgres://u:s3cret/x@h/d", "postgres://u:s3cret@h:port/d", "postgres://u:s3%FFcret@h/d"] {
+        let text = load(None, &[("DATABASE_URL", url)], &[]).expect_err("a fault").to_string();
+        assert!(text.contains("database.url") && text.contains("%40") && !text.contains("cret"), "{text}");
+    }
+    load(None, &[("DATABASE_URL", "postgres://u:s3%40cret@h:5432/d?sslmode=require")], &[]).expect("an address");
 }
 
 #[test]

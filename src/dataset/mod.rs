@@ -131,6 +131,10 @@ fn read_folder(folder: &Path) -> Result<Vec<(String, String)>, Vec<Mistake>> {
     paths
         .iter()
         .map(|path| {
+            // To read a pipe would wait for whoever writes into it.
+            if !path.metadata().map_err(|error| fault(path, error))?.is_file() {
+                return Err(vec![Mistake::new(&path.display().to_string(), "is no file")]);
+            }
             let text = std::fs::read_to_string(path).map_err(|error| fault(path, error))?;
             Ok((path.display().to_string(), text))
         })

@@ -198,6 +198,15 @@ fn every_mistake_of_every_file_is_named() {
 }
 
 #[test]
+fn a_pipe_among_the_definitions_is_a_mistake_and_not_waited_for() {
+    let folder = folder(DEFINITION);
+    let made = std::process::Command::new("mkfifo").arg(folder.path().join("pipe.toml")).status().expect("mkfifo");
+    assert!(made.success());
+    let mistakes = Datasets::load(Some(folder.path())).expect_err("a mistake");
+    assert!(mistakes[0].to_string().contains("pipe.toml: is no file"), "{}", mistakes[0]);
+}
+
+#[test]
 fn what_postgresql_or_openapi_could_not_tell_apart_or_hold_is_a_mistake() {
     let columns = |count: usize| {
         let column = |index| format!("[[columns]]\nname = \"c{index}\"\nkind = \"int\"\ndescription = \"x\"\n");
