@@ -14,8 +14,8 @@ pub mod jobs;
 pub mod keys;
 pub mod labkey;
 pub mod lake;
-mod nagle;
 pub mod schedules;
+mod sockets;
 pub mod submissions;
 pub mod tables;
 
@@ -59,8 +59,8 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
         .test_before_acquire(false)
         .before_acquire(|connection, _| Box::pin(is_in_step(connection)))
         .after_connect(move |_, _| {
-            if let Err(error) = nagle::switch_off(port) {
-                tracing::warn!(%error, "uploads take 40 ms longer than they need to");
+            if let Err(error) = sockets::tune(port) {
+                tracing::warn!(%error, "uploads take 40 ms longer than they need to, and a database that vanishes is waited for");
             }
             Box::pin(async { Ok(()) })
         })
