@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, Transaction};
 
 use crate::config::DatabaseConfig;
 use crate::error::{Error, Result};
@@ -76,6 +76,16 @@ async fn is_in_step(connection: &mut PgConnection) -> sqlx::Result<bool> {
     let text = format!("SELECT {question}::bigint WHERE transaction_timestamp() = statement_timestamp()");
     let answer = sqlx::raw_sql(AssertSqlSafe(text)).fetch_optional(connection).await?;
     Ok(answer.map(|row| row.try_get::<i64, _>(0)).transpose()? == Some(question))
+}
+
+/// Begins a transaction on a connection that lies idle, where there is one. sqlx's own `try_begin` asks it nothing.
+pub async fn try_begin(pool: &PgPool) -> Option<Transaction<'static, Postgres>> {
+    let mut connection = pool.try_acquire()?;
+    if matches!(is_in_step(&mut connection).await, Ok(true)) {
+        return Transaction::begin(connection, None).await.ok();
+    }
+    connection.close_on_drop();
+    None
 }
 
 /// Brings the service's own tables up to date.

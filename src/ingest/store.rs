@@ -15,6 +15,7 @@ use super::key::ADVICE;
 use super::rows::Summary;
 use super::{Receipt, Request};
 use crate::app::App;
+use crate::db;
 use crate::db::copy::{self, Batch};
 use crate::db::group::{self, Member, Stored};
 use crate::db::submissions::{self, NewSubmission, Submission};
@@ -207,7 +208,7 @@ impl Attempt<'_> {
     /// place to go on, this one must neither keep its place nor take another.
     async fn begin(&self, turn: &Turn) -> Result<Transaction<'static, Postgres>> {
         // A connection that turns out to be dead is no reason to refuse: the pool looks for one that lives.
-        if let Ok(Some(transaction)) = self.app.pool.try_begin().await {
+        if let Some(transaction) = db::try_begin(&self.app.pool).await {
             return Ok(transaction);
         }
         let _standing_aside = turn.stand_aside();

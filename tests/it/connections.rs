@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
 use nvd_support_car::config::DatabaseConfig;
 use nvd_support_car::db;
@@ -53,6 +54,20 @@ async fn an_upload_that_postgresql_refuses_and_we_too_spoils_no_connection_for_o
         assert_eq!(receipt["replayed"], false);
     }
     assert_eq!((app.count("gottcha2_full").await, app.count("submissions").await), (40, 40));
+}
+
+#[tokio::test]
+async fn an_upload_takes_no_part_in_a_transaction_that_was_left_open() {
+    let app = TestApp::start().await;
+    join_all((0..8).map(async |_| {
+        let mut connection = app.pool.acquire().await.expect("connection");
+        sqlx::raw_sql("BEGIN; SELECT pg_sleep(2)").execute(&mut *connection).await.expect("begun");
+    }))
+    .await;
+    let receipt = app.store("/ingest-gottcha2", RECORD).await;
+    let began: DateTime<Utc> = app.scalar("SELECT created_at FROM gottcha2_full").await;
+    let now: DateTime<Utc> = app.scalar("SELECT clock_timestamp()").await;
+    assert!(now - began < TimeDelta::seconds(2), "{began} is long before {now}: {receipt}");
 }
 
 /// Stands before a database: of the first COMMIT after a COPY it tells neither the client, whose connection it cuts, nor,
