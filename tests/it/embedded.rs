@@ -551,6 +551,21 @@ async fn for_root_a_directory_its_user_cannot_reach_becomes_a_link_to_one_that_i
     let _ = fs::remove_dir("/var/lib/nvd-support-car");
 }
 
+#[test]
+fn for_root_without_the_right_to_look_at_processes_of_others_it_starts_and_stops() {
+    if !is_root() {
+        return;
+    }
+    let site = Site::new();
+    for _ in 0..2 {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-sys_ptrace", env!("CARGO_BIN_EXE_nvd-support-car"), "--data-dir"]);
+        let output = command.arg(site.path()).args(["datasets", "plan"]).output().expect("setpriv");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(postmaster_pid(&site.path().join("postgres")), None, "the server was left running");
+    }
+}
+
 #[tokio::test]
 async fn for_others_than_root_another_users_directory_is_refused() {
     if geteuid().is_root() {

@@ -75,16 +75,20 @@ fn works_on(pid: u32, dir: &Path) -> Option<bool> {
     match fs::read_link(process.join("cwd")) {
         Ok(working_dir) => Some(working_dir == dir),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => process.exists().then_some(false),
-        Err(_) => None,
+        // Another user's process, as it is for root without `CAP_SYS_PTRACE`, the default in containers.
+        Err(_) => names(&fs::read(process.join("cmdline")).ok()?, dir),
     }
 }
 
 /// Whether process `pid` is a server on `dir`, unless it does not exist or cannot be looked at.
-/// `pg_ctl` names the `dir` on a server's command line.
 #[cfg(not(target_os = "linux"))]
 fn works_on(pid: u32, dir: &Path) -> Option<bool> {
     let arguments = ["-ww", "-o", "args=", "-p", &pid.to_string()];
-    let output = std::process::Command::new("ps").args(arguments).output().ok()?;
-    let command_line = String::from_utf8_lossy(&output.stdout);
+    names(&std::process::Command::new("ps").args(arguments).output().ok()?.stdout, dir)
+}
+
+/// Whether a command line, unless there is none, names `dir`, as `pg_ctl` does for a server.
+fn names(command_line: &[u8], dir: &Path) -> Option<bool> {
+    let command_line = String::from_utf8_lossy(command_line);
     (!command_line.is_empty()).then(|| command_line.contains(&*dir.to_string_lossy()))
 }
