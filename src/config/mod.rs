@@ -160,6 +160,10 @@ const MOST_DAYS: u32 = 36_500;
 /// Limits of limits: what lies beyond is a slip of the hand, and more than memory or PostgreSQL can bear.
 const MOST_QUEUED: usize = 1_000_000;
 const MOST_SLOTS: usize = 1_000;
+/// Each upload has a thread of the 1,024 that may wait for something.
+const MOST_UPLOADS: usize = 900;
+/// PostgreSQL of our own takes 100.
+const MOST_EMBEDDED: u32 = 80;
 const LONGEST: Duration = Duration::from_hours(24);
 
 /// Limits for each token.
@@ -270,6 +274,12 @@ impl Config {
         );
         let connections = self.database.max_connections;
         check((4..=10_000).contains(&connections), "database.max_connections", "must be 4 to 10000");
+        // Some are left to the command line, and to PostgreSQL itself.
+        let own = self.database.url.is_some() || connections <= MOST_EMBEDDED;
+        check(own, "database.max_connections", "must be at most 80 with the embedded PostgreSQL");
+        let patience = Duration::from_secs(1)..=LONGEST;
+        check(patience.contains(&self.database.acquire_timeout), "database.acquire_timeout", "must be 1s to 24h");
+        check(self.server.shutdown_deadline <= LONGEST, "server.shutdown_deadline", "must be at most 24h");
         check(self.limits.queue <= MOST_QUEUED, "limits.queue", "must be at most 1000000");
         let is_postgres = |url: &Secret| ["postgres://", "postgresql://"].iter().any(|it| url.expose().starts_with(it));
         let url = self.database.url.as_ref();
@@ -325,7 +335,9 @@ impl Config {
 
     fn check_ingest(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
         let ingest = &self.ingest;
-        check((1..=MOST_QUEUED).contains(&ingest.queue), "ingest.queue", "must be 1 to 1000000");
+        check((1..=MOST_UPLOADS).contains(&ingest.queue), "ingest.queue", "must be 1 to 900");
+        check(ingest.concurrency <= MOST_UPLOADS, "ingest.concurrency", "must be at most 900");
+        check(ingest.max_line.as_u64() <= bytesize::GIB, "ingest.max_line", "must be at most 1GiB");
         let range = 1..=i32::MAX as u64;
         check(range.contains(&ingest.max_rows), "ingest.max_rows", "must be between 1 and 2147483647");
         for (key, size) in [

@@ -95,9 +95,13 @@ fn keys_that_contradict_each_other_are_refused() {
 fn numbers_that_no_machine_can_bear_are_refused() {
     let overrides = [
         ("ingest.idle_timeout", "25d"),
-        ("ingest.queue", "2305843009213693952"),
+        ("ingest.queue", "2000"),
+        ("ingest.concurrency", "2305843009213693952"),
+        ("ingest.max_line", "2GiB"),
+        ("server.shutdown_deadline", "10000000000d"),
+        ("database.acquire_timeout", "0s"),
         ("limits.queue", "2305843009213693952"),
-        ("database.max_connections", "4000000000"),
+        ("database.max_connections", "100"),
         ("export.slots", "100000"),
         ("export.lease", "1000000d"),
         ("export.link_lifetime", "8d"),
