@@ -14,6 +14,9 @@ pub const SERVICE_COLUMNS: [&str; 4] = ["submission_id", "ordinal", "extra", "cr
 /// Columns of an index in PostgreSQL.
 const MOST_KEYS: usize = 32;
 
+/// Columns with a Bloom filter: those of a range of pages lie on one page of the index, and take up to 1.2 kB each.
+const MOST_BLOOM: usize = 6;
+
 /// Columns that PostgreSQL adds to every table.
 /// Source: <https://www.postgresql.org/docs/current/ddl-system-columns.html>.
 const SYSTEM_COLUMNS: [&str; 6] = ["ctid", "cmax", "cmin", "tableoid", "xmax", "xmin"];
@@ -224,6 +227,8 @@ impl Dataset {
         for name in &written.unique {
             let is_known = columns.iter().any(|column| column.name == *name);
             check.that(is_known, || format!("unique names the unknown column `{name}`"));
+            let times = written.unique.iter().filter(|other| *other == name).count();
+            check.that(times == 1, || format!("unique names column `{name}` {times} times"));
         }
         let headerless = check.headerless(&lookup, &written.headerless);
         if !check.mistakes.is_empty() {
@@ -315,7 +320,9 @@ impl Check<'_> {
     fn table(&mut self, name: &str) {
         self.identifier("table", name);
         self.that(!name.ends_with("_labkey"), || "table: names that end with _labkey are views".to_owned());
-        self.that(!name.ends_with("_pkey"), || "table: names that end with _pkey are indexes".to_owned());
+        for ending in ["_pkey", "_unique"] {
+            self.that(!name.ends_with(ending), || format!("table: names that end with {ending} are indexes"));
+        }
         let is_taken = OWN_TABLES.contains(&name) || name.starts_with("labkey_") || name.starts_with("pg_");
         self.that(!is_taken, || format!("table `{name}` is one of the service's or of PostgreSQL's own"));
     }
@@ -404,6 +411,9 @@ impl Check<'_> {
     }
 
     fn indexes(&mut self, columns: &[Column], indexes: &[Index]) {
+        let is_bloom = |index: &&Index| index.method == IndexMethod::Bloom;
+        let filters: usize = indexes.iter().filter(is_bloom).map(|index| index.columns.len()).sum();
+        self.that(filters <= MOST_BLOOM, || format!("more than {MOST_BLOOM} columns have a bloom index"));
         for index in indexes {
             self.that(!index.columns.is_empty(), || "an index has no columns".to_owned());
             self.that(index.columns.len() <= MOST_KEYS, || format!("an index has more than {MOST_KEYS} columns"));
@@ -415,6 +425,9 @@ impl Check<'_> {
                 self.that(kind.is_some(), || format!("an index names the unknown column `{name}`"));
                 let fits = kind.is_none_or(|kind| !matches!(kind, Kind::Bool | Kind::Json));
                 self.that(fits, || format!("an index names column `{name}`, whose kind has no index of ranges"));
+                // A text that is too long for a page of the index could not be stored.
+                let is_long = index.method == IndexMethod::Minmax && kind == Some(Kind::Text);
+                self.that(!is_long, || format!("column `{name}` is text, whose index is of method bloom"));
             }
         }
     }

@@ -47,16 +47,15 @@ pub fn plan(dataset: &Dataset, existing: &ExistingTable) -> Result<Vec<String>, 
     Ok(statements)
 }
 
-/// The statements that create the indexes; each does nothing where its index is there.
+/// The names of the indexes, and the statements that create them; each does nothing where its index is there.
 #[must_use]
-pub fn indexes(dataset: &Dataset) -> Vec<String> {
+pub fn indexes(dataset: &Dataset) -> Vec<(String, String)> {
     let unique = (!dataset.unique.is_empty()).then(|| {
         let columns = quoted_list(dataset.unique.iter().map(String::as_str));
-        format!(
-            "CREATE UNIQUE INDEX IF NOT EXISTS {} ON {} ({columns})",
-            quoted(&unique_index(dataset)),
-            quoted(&dataset.table)
-        )
+        let name = unique_index(dataset);
+        let statement =
+            format!("CREATE UNIQUE INDEX IF NOT EXISTS {} ON {} ({columns})", quoted(&name), quoted(&dataset.table));
+        (name, statement)
     });
     unique.into_iter().chain(create_brin(dataset)).collect()
 }
@@ -131,7 +130,7 @@ fn column_type(column: &Column) -> String {
 
 /// One BRIN index for all columns that a query may ask for: each index costs every row a look at its range map, but
 /// another column in the same index costs next to nothing.
-fn create_brin(dataset: &Dataset) -> Option<String> {
+fn create_brin(dataset: &Dataset) -> Option<(String, String)> {
     let columns: Vec<String> = dataset.indexes.iter().flat_map(|index| brin_columns(dataset, index)).collect();
     if columns.is_empty() {
         return None;
@@ -139,12 +138,14 @@ fn create_brin(dataset: &Dataset) -> Option<String> {
     let columns = columns.join(", ");
     // Other columns are another index, which must not be taken for this one.
     let digest = data_encoding::HEXLOWER.encode(&Sha256::digest(&columns)[..4]);
+    let name = format!("{}_brin_{digest}", dataset.table);
     // 32 pages a range: measured as the best trade between index size and the rows read again for one value.
-    Some(format!(
+    let statement = format!(
         "CREATE INDEX IF NOT EXISTS {} ON {} USING brin ({columns}) WITH (pages_per_range = 32, autosummarize = on)",
-        quoted(&format!("{}_brin_{digest}", dataset.table)),
+        quoted(&name),
         quoted(&dataset.table),
-    ))
+    );
+    Some((name, statement))
 }
 
 fn brin_columns(dataset: &Dataset, index: &Index) -> Vec<String> {
@@ -235,12 +236,18 @@ pub fn quoted_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.into_iter().map(quoted).collect::<Vec<_>>().join(", ")
 }
 
+/// A text as PostgreSQL reads it literally, also where `standard_conforming_strings` is off.
+fn text_literal(text: &str) -> String {
+    let text = text.replace('\'', "''");
+    if text.contains('\\') { format!("E'{}'", text.replace('\\', "\\\\")) } else { format!("'{text}'") }
+}
+
 /// A value as PostgreSQL reads it literally.
 #[must_use]
 pub fn literal(cell: &Cell<'_>) -> String {
     match cell {
         Cell::Absent | Cell::Null => "NULL".to_owned(),
-        Cell::Text(text) | Cell::Json(text) => format!("'{}'", text.replace('\'', "''")),
+        Cell::Text(text) | Cell::Json(text) => text_literal(text),
         Cell::Int(value) => value.to_string(),
         Cell::Float(value) => format!("'{value:?}'::double precision"),
         Cell::Bool(value) => value.to_string(),

@@ -85,9 +85,8 @@ fn plan_table(
     let none = ExistingTable::new();
     let existing = tables.get(&dataset.table).unwrap_or(&none);
     let mut statements = sql::plan(dataset, existing)?;
-    let indexes = others.iter().filter(|(_, is_index)| **is_index).map(|(name, _)| sql::quoted(name));
-    let missing = |statement: &String| !indexes.clone().any(|name| statement.contains(&name));
-    statements.extend(sql::indexes(dataset).into_iter().filter(missing));
+    let missing = |(name, _): &(String, String)| others.get(name) != Some(&true);
+    statements.extend(sql::indexes(dataset).into_iter().filter(missing).map(|(_, statement)| statement));
     let width = views.get(&sql::labkey_view_name(dataset)).and_then(|width| usize::try_from(*width).ok());
     if width != Some(sql::labkey_view_width(dataset, existing)) {
         statements.push(sql::labkey_view(dataset));
@@ -146,7 +145,7 @@ async fn existing_tables(connection: &mut PgConnection) -> Result<HashMap<String
         "-- tables.columns
         SELECT c.relname::text, a.attname::text, format_type(a.atttypid, NULL), a.attnotnull, a.atthasdef
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
+        WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relkind IN ('r', 'p')
           AND a.attnum > 0 AND NOT a.attisdropped",
     )
     .fetch_all(connection)
@@ -163,7 +162,7 @@ async fn existing_views(connection: &mut PgConnection) -> Result<HashMap<String,
     let views: Vec<(String, i64)> = sqlx::query_as(
         "-- tables.views
         SELECT c.relname::text, count(*) FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
-        WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'v' AND a.attnum > 0 GROUP BY 1",
+        WHERE c.relnamespace = quote_ident(current_schema())::regnamespace AND c.relkind = 'v' AND a.attnum > 0 GROUP BY 1",
     )
     .fetch_all(connection)
     .await?;
@@ -175,7 +174,7 @@ async fn existing_others(connection: &mut PgConnection) -> Result<HashMap<String
     let others: Vec<(String, bool)> = sqlx::query_as(
         "-- tables.others
         SELECT relname::text, relkind = 'i' FROM pg_class
-        WHERE relkind NOT IN ('r', 'p') AND relnamespace = current_schema()::regnamespace",
+        WHERE relkind NOT IN ('r', 'p') AND relnamespace = quote_ident(current_schema())::regnamespace",
     )
     .fetch_all(connection)
     .await?;
@@ -188,7 +187,7 @@ async fn existing_keys(connection: &mut PgConnection) -> Result<HashMap<String, 
         "-- tables.keys
         SELECT c.relname::text, array_agg(a.attname::text ORDER BY a.attnum)
         FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_attribute a ON a.attrelid = c.oid
-        WHERE i.indisunique AND c.relnamespace = current_schema()::regnamespace GROUP BY 1",
+        WHERE i.indisunique AND c.relnamespace = quote_ident(current_schema())::regnamespace GROUP BY 1",
     )
     .fetch_all(connection)
     .await?;

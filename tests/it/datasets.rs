@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use nvd_support_car::app::App;
 use nvd_support_car::config::Config;
-use nvd_support_car::dataset::Datasets;
+use nvd_support_car::dataset::{Cell, Datasets, sql};
 use nvd_support_car::db::tables;
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::app::{TestApp, create_database, eventually};
 
@@ -186,6 +186,37 @@ async fn two_replicas_may_start_at_once() {
     one.and(two).and(three).expect("all start");
 }
 
+#[tokio::test]
+async fn a_text_stays_that_text_in_sql_whatever_backslashes_mean_there() {
+    let app = TestApp::start().await;
+    let mut connection = app.pool.acquire().await.expect("connection");
+    for setting in ["on", "off"] {
+        let set = format!("SET standard_conforming_strings = {setting}");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut *connection).await.expect("set");
+        for text in ["C:\\new", "\\' OR true) --", "it's", "\\\\'", "\\"] {
+            let select = format!("SELECT {}", sql::literal(&Cell::Text(text.into())));
+            let found = sqlx::raw_sql(AssertSqlSafe(select)).fetch_one(&mut *connection).await.expect("text");
+            assert_eq!(found.get::<String, _>(0), text, "{setting}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_schema_may_have_any_name() {
+    let (_, url) = create_database().await;
+    let pool = PgPool::connect(&url).await.expect("pool");
+    let sql = "CREATE SCHEMA \"NVD car\"; ALTER ROLE CURRENT_USER IN DATABASE {} SET search_path = \"NVD car\"";
+    let name: String =
+        sqlx::query_scalar("SELECT quote_ident(current_database())").fetch_one(&pool).await.expect("name");
+    sqlx::raw_sql(AssertSqlSafe(sql.replace("{}", &name))).execute(&pool).await.expect("schema");
+    pool.close().await;
+    for _ in 0..2 {
+        let app = App::new(Config::load(None, [], &[]).expect("configuration"), &url).expect("app");
+        app.prepare().await.expect("tables in that schema");
+        app.pool.close().await;
+    }
+}
+
 #[test]
 fn every_mistake_of_every_file_is_named() {
     let folder = folder(&DEFINITION.replace("\"float\"", "\"double\""));
@@ -219,6 +250,18 @@ fn what_postgresql_or_openapi_could_not_tell_apart_or_hold_is_a_mistake() {
     for (text, reason) in [
         (head("gottcha_2", "t") + &columns(1), "name in OpenAPI `Gottcha2Record` is already used by gottcha2.toml"),
         (head("d", "submissions_pkey") + &columns(1), "_pkey"),
+        (head("d", "results_unique") + &columns(1), "_unique"),
+        (head("d", "t") + "unique = [\"c0\", \"c0\"]\n" + &columns(1), "names column `c0` 2 times"),
+        (
+            format!("{}{}[[indexes]]\nmethod = \"bloom\"\ncolumns = [{names}]\n", head("d", "t"), columns(33)),
+            "more than 6 columns have a bloom index",
+        ),
+        (
+            head("d", "t")
+                + &columns(1).replace("int", "text")
+                + "[[indexes]]\nmethod = \"minmax\"\ncolumns = [\"c0\"]\n",
+            "column `c0` is text",
+        ),
         (head("d", "t") + &columns(1594), "more than 1593 columns"),
         (format!("{}unique = [{names}]\n{}", head("d", "t"), columns(33)), "more than 32 columns"),
         (
