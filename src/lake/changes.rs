@@ -173,7 +173,11 @@ fn decide(
     let has = |submission: &&Visible| held.submissions.0.binary_search(&submission.id).is_ok();
     let (known, added): (Vec<&Visible>, Vec<&Visible>) = all.iter().partition(has);
     let is_useless = |file: &File| partition::is_misnamed(&file.path) || damaged.contains(&file.path);
-    if choice.overwrite || held.files.iter().any(is_useless) || known.len() != held.submissions.0.len() || digest(known) != held.digest {
+    if choice.overwrite
+        || held.files.iter().any(is_useless)
+        || known.len() != held.submissions.0.len()
+        || digest(known) != held.digest
+    {
         return Some((Action::Rewrite, None));
     }
     if added.is_empty() {

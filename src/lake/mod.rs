@@ -297,7 +297,8 @@ impl Run<'_> {
         let mut connection = self.lease.unless_cancelled(snapshot.connection()).await??;
         let visible = self.lease.unless_cancelled(db::visible(&mut connection, wish.dataset())).await??;
         snapshot.give_back(connection);
-        let (tasks, unchanged) = changes::compare(&visible, &self.manifest, &damaged, wish.partitioning.temporal, &wish.choice);
+        let (tasks, unchanged) =
+            changes::compare(&visible, &self.manifest, &damaged, wish.partitioning.temporal, &wish.choice);
         drop(visible);
         progress.expect_rows(Some(tasks.iter().map(Task::rows).sum()));
         progress.enter("writing");

@@ -44,8 +44,15 @@ async fn where_anybody_may_read_exports_the_file_of_an_export_job_is_its_user_s(
     app.export(json!({"table": "stast"})).await;
     let catalogued: Uuid = app.scalar("SELECT id FROM exports").await;
     let wish = json!({"table_name": "stast", "format": "csv"});
-    let job: Value =
-        app.request("POST", "/api/v1/export/jobs").json(&wish).send().await.expect("answer").json().await.expect("JSON");
+    let job: Value = app
+        .request("POST", "/api/v1/export/jobs")
+        .json(&wish)
+        .send()
+        .await
+        .expect("answer")
+        .json()
+        .await
+        .expect("JSON");
     let file = format!("/api/v1/export/jobs/{}/download", job["id"]);
     eventually("it is written", async || ask(&app, "GET", &file, Some(TOKEN)).await.status() == 200).await;
     problem(ask(&app, "GET", &file, None).await, 401).await;
