@@ -11,6 +11,9 @@ use super::labkey::ListMap;
 /// Columns that the service adds to every dataset table.
 pub const SERVICE_COLUMNS: [&str; 4] = ["submission_id", "ordinal", "extra", "created_at"];
 
+/// Files of an extract beside those of its datasets, without their endings.
+const EXTRACT_FILES: [&str; 2] = ["describe", "manifest"];
+
 /// Columns of an index in PostgreSQL.
 const MOST_KEYS: usize = 32;
 
@@ -211,6 +214,8 @@ impl Dataset {
         let written: File = toml::from_str(text).map_err(|error| vec![Mistake::new(file, error.to_string().trim())])?;
         let mut check = Check { file, mistakes: Vec::new() };
         check.identifier("name", &written.name);
+        let is_taken = EXTRACT_FILES.contains(&written.name.as_str());
+        check.that(!is_taken, || format!("name `{}` is that of a file beside the data of extracts", written.name));
         check.table(&written.table);
         for (what, text) in [("title", &written.title), ("description", &written.description)] {
             check.that(!text.trim().is_empty(), || format!("{what} is empty"));

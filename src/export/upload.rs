@@ -18,9 +18,9 @@ pub struct FileNames<'n> {
 }
 
 impl FileNames<'_> {
-    /// The name of a file, numbered from the second on.
+    /// The name of a file, numbered from the second on. No dataset has a name with that sign in it.
     fn name(&self, number: usize) -> String {
-        let number = if number == 1 { String::new() } else { format!("_{number}") };
+        let number = if number == 1 { String::new() } else { format!("-{number}") };
         format!("{}{number}.{}", self.stem, self.extension)
     }
 }

@@ -9,12 +9,15 @@ use uuid::Uuid;
 
 use super::{Work, export_folder, extract};
 use crate::app::App;
-use crate::db::{artifacts, export_jobs, exports, extract_runs, jobs, lake};
+use crate::db::{artifacts, export_jobs, exports, extract_runs, jobs, keys, lake};
 use crate::error::Result;
 use crate::telemetry;
 
 /// Age of a file that no export points at, from which nobody can still be writing it.
 const ORPHAN: TimeDelta = TimeDelta::days(1);
+
+/// The file in the storage that says which database knows what lies there.
+const OWNER: &str = "_database";
 
 /// Days for which finished jobs are remembered.
 const JOBS: u32 = 30;
@@ -63,7 +66,8 @@ pub async fn remove(app: &App, export: &exports::Export) -> Result<bool> {
     exports::delete(&app.pool, export.id).await
 }
 
-/// Removes files that no export points at, and reports files that are missing.
+/// Removes files that no export points at, and reports files that are missing. Nothing is removed where another database, or an
+/// earlier one that was lost, has written: it knows files that this one does not.
 ///
 /// # Errors
 /// A database or a storage out of reach.
@@ -78,8 +82,12 @@ pub async fn sweep(app: &App) -> Result<()> {
     let in_use: HashMap<String, Option<String>> = exports.chain(runs).collect();
     let newest = Utc::now() - ORPHAN;
     let mut removed = 0;
-    for file in &listed {
-        let Some(prefix) = attempt_of(&file.name) else { continue };
+    let is_known = |(_, id): &(String, String)| in_use.contains_key(id);
+    let mut attempts = listed.iter().filter_map(|file| attempt_of(app, &file.name));
+    let is_new = attempts.clone().next().is_none() || attempts.any(|attempt| is_known(&attempt));
+    let is_ours = is_ours(app, is_new).await?;
+    for file in listed.iter().filter(|_| is_ours) {
+        let Some(prefix) = attempt_of(app, &file.name) else { continue };
         let keep = match in_use.get(&prefix.1) {
             Some(None) => true,
             Some(Some(used)) => *used == prefix.0,
@@ -95,13 +103,37 @@ pub async fn sweep(app: &App) -> Result<()> {
     report_missing(app, &in_use, &listed.into_iter().map(|file| file.name).collect()).await
 }
 
+/// Whether this database knows what lies in the storage. Where nobody has said so yet, it is told there if `may_be`.
+async fn is_ours(app: &App, may_be: bool) -> Result<bool> {
+    let database = keys::database(&app.pool).await?;
+    let owner = match app.storage.get(OWNER).await? {
+        Some(owner) => Some(String::from_utf8_lossy(&owner).trim().to_owned()),
+        None if may_be => {
+            app.storage.put(OWNER, format!("{database}\n").into()).await?;
+            Some(database.clone())
+        }
+        None => None,
+    };
+    let is_ours = owner.as_ref() == Some(&database);
+    if !is_ours {
+        tracing::warn!(
+            database,
+            owner,
+            "the storage holds exports of another database, and nothing is swept: give each database a storage of its own, or \
+             write the name of this one to the file {OWNER} there"
+        );
+    }
+    Ok(is_ours)
+}
+
 /// The folder of an attempt, `dataset/export/attempt` or `extracts/run/attempt`, and whose it is. Other files in the
 /// storage are not ours.
-fn attempt_of(name: &str) -> Option<(String, String)> {
+fn attempt_of(app: &App, name: &str) -> Option<(String, String)> {
     let mut parts = name.split('/');
     let (folder, id, attempt) = (parts.next()?, parts.next()?, parts.next()?);
     let is_run = folder == extract::FOLDER && id.starts_with("run_");
     if !is_run {
+        app.datasets.get(folder)?;
         Uuid::parse_str(id).ok()?;
     }
     attempt.parse::<u32>().ok()?;

@@ -26,9 +26,6 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Digits that the names of files of one run share.
 const RUN_DIGITS: usize = 12;
 
-/// The name of the key that tells this database from others.
-const SOURCE: &str = "lake";
-
 /// Why files without a manifest are not touched.
 const STRANGE: &str = "holds files that this dataset did not write";
 
@@ -102,8 +99,7 @@ impl Place<'_> {
     pub async fn manifest(&self, pool: &PgPool, wish: &Wish) -> Result<(Manifest, Found)> {
         self.check()?;
         let dataset = &wish.dataset().name;
-        let source = keys::keep(pool, SOURCE, Uuid::now_v7().as_bytes()).await?;
-        let source = data_encoding::HEXLOWER.encode(&source);
+        let source = keys::database(pool).await?;
         let new = Manifest::new(&wish.plan, &wish.partitioning, &source);
         let folder = self.name(dataset);
         let overwrite = wish.choice.overwrite;
@@ -270,7 +266,7 @@ pub fn is_of_a_run(dataset: &str, path: &str) -> bool {
     let (stem, ending) = rest.split_once('.').unwrap_or((rest, ""));
     let format = ending.split(['.', '#']).next().unwrap_or_default();
     let is_run = |part: &str| part.len() == RUN_DIGITS && part.bytes().all(|digit| digit.is_ascii_hexdigit());
-    stem.split('_').any(is_run) && Format::ALL.iter().any(|known| known.as_str() == format)
+    stem.split(['_', '-']).any(is_run) && Format::ALL.iter().any(|known| known.as_str() == format)
 }
 
 #[cfg(test)]
@@ -281,7 +277,7 @@ mod tests {
     fn only_what_a_run_has_written_is_swept() {
         for name in [
             "d_20261120_0123456789ab.parquet",
-            "d_0123456789ab_2.csv.gz",
+            "d_0123456789ab-2.csv.gz",
             "a=1/d_2026_0123456789ab.parquet#1",
             "_manifest.json#2",
         ] {

@@ -265,7 +265,7 @@ async fn files_are_split_by_size_where_that_is_asked_for() {
     let split = completed(&app, &config(true)).await;
     let files = split["artifacts"].as_array().expect("artifacts");
     assert!(files.len() > 2, "{split}");
-    assert_eq!(files[1]["name"], "gottcha2_2.csv");
+    assert_eq!(files[1]["name"], "gottcha2-2.csv");
     assert_eq!(files.iter().map(|file| file["rows"].as_i64().expect("rows")).sum::<i64>(), 20_000);
 }
 
@@ -466,7 +466,7 @@ async fn a_failed_run_keeps_what_it_has_finished_and_says_why() {
         (&json!(1), &json!(0), &json!(1))
     );
     retention::sweep(&app.app).await.expect("sweep");
-    assert_eq!(files_below(app.exports()).len(), 2);
+    assert_eq!(files_below(&app.exports().join("extracts")).len(), 2);
 }
 
 #[tokio::test]
@@ -479,14 +479,14 @@ async fn artifacts_whose_time_is_over_are_removed_and_the_run_is_remembered_for_
     ];
     retention::expire(&app.app).await.expect("expire");
     retention::sweep(&app.app).await.expect("sweep");
-    assert_eq!(files_below(app.exports()).len(), 3);
+    assert_eq!(files_below(&app.exports().join("extracts")).len(), 3);
     sqlx::query("UPDATE extract_runs SET expires_at = now() - interval '1 second'")
         .execute(&app.pool)
         .await
         .expect("update");
     problem(send(&app, "GET", &paths[0], &json!({})).await, 410).await;
     retention::expire(&app.app).await.expect("expire");
-    assert_eq!(files_below(app.exports()), Vec::<String>::new());
+    assert_eq!(files_below(&app.exports().join("extracts")), Vec::<String>::new());
     for path in &paths {
         problem(send(&app, "GET", path, &json!({})).await, 410).await;
     }

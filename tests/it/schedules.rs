@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, Utc};
 use nvd_support_car::config::Config;
 use nvd_support_car::dataset::Datasets;
-use nvd_support_car::db::exports;
+use nvd_support_car::db::{exports, keys};
 use nvd_support_car::jobs::{retention, schedule};
 use serde_json::{Value, json};
 
@@ -206,6 +206,29 @@ async fn files_that_no_export_points_at_are_swept_after_a_day_and_others_are_lef
     retention::sweep(&app.app).await.expect("sweep");
     assert_eq!([orphan.exists(), dead_attempt.exists(), fresh.exists(), foreign.exists()], [false, false, true, true]);
     assert_eq!(app.download(&export).await.len() as u64, export["size_bytes"].as_u64().expect("size"));
+}
+
+#[tokio::test]
+async fn in_the_storage_of_another_database_nothing_is_swept() {
+    let (first, later) = (TestApp::start().await, TestApp::start().await);
+    let export = first.export(json!({"table": "gottcha2"})).await;
+    retention::sweep(&first.app).await.expect("sweep");
+    // A database that was made anew finds the exports of the one that was lost.
+    let mut app = later.app.clone();
+    app.storage = first.app.storage.clone();
+    for path in files_below(first.exports()) {
+        let file = std::fs::File::options().write(true).open(path).expect("file");
+        file.set_modified(SystemTime::now() - Duration::from_hours(25)).expect("time");
+    }
+    retention::sweep(&app).await.expect("sweep");
+    assert_eq!(first.download(&export).await.len() as u64, export["size_bytes"].as_u64().expect("size"));
+    // Nobody has said whose these are.
+    std::fs::remove_file(first.exports().join("_database")).expect("removed");
+    retention::sweep(&app).await.expect("sweep");
+    assert_eq!(first.download(&export).await.len() as u64, export["size_bytes"].as_u64().expect("size"));
+    std::fs::write(first.exports().join("_database"), keys::database(&later.pool).await.expect("name")).expect("taken");
+    retention::sweep(&app).await.expect("sweep");
+    assert_eq!(files_below(first.exports()).len(), 1);
 }
 
 #[tokio::test]
