@@ -26,11 +26,19 @@ const PART: usize = 5 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Storage {
     store: Arc<dyn ObjectStore>,
-    signer: Option<Arc<dyn Signer>>,
+    signing: Option<Signing>,
     /// The folder of a local storage.
     folder: Option<Arc<FilePath>>,
     root: Path,
     url: String,
+}
+
+/// How addresses are signed that anybody may read.
+#[derive(Debug, Clone)]
+struct Signing {
+    signer: Arc<dyn Signer>,
+    /// The method that a signature for HEAD is for.
+    head: Method,
 }
 
 /// A file of the storage.
@@ -61,7 +69,7 @@ impl Storage {
             url.query_pairs().map(|(key, value)| (key.into_owned(), value.into_owned())).collect();
         let root = Path::from_url_path(url.path()).map_err(|error| fault(location, &error))?;
         let shown = format!("{scheme}://{bucket}/{root}");
-        let is_plain = options.iter().any(|(key, value)| key == "endpoint" && value.starts_with("http://"));
+        let is_plain = options.iter().any(|(key, value)| key.contains("endpoint") && value.starts_with("http://"));
         match scheme {
             "file" => {
                 let path =
@@ -70,21 +78,30 @@ impl Storage {
             }
             "s3" | "s3a" => {
                 let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retries());
-                builder = builder.with_allow_http(is_plain);
+                // The environment may allow it, too.
+                if is_plain {
+                    builder = builder.with_allow_http(true);
+                }
                 for (key, value) in options {
                     builder = builder.with_config(key.parse().map_err(|error| fault(location, &error))?, value);
                 }
                 let store = Arc::new(builder.build().map_err(|error| fault(location, &error))?);
-                Ok(Self { store: store.clone(), signer: Some(store), folder: None, root, url: shown })
+                let signing = Some(Signing { signer: store.clone(), head: Method::HEAD });
+                Ok(Self { store, signing, folder: None, root, url: shown })
             }
             "az" | "azure" | "abfs" | "abfss" => {
                 let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(bucket).with_retry(retries());
-                builder = builder.with_allow_http(is_plain);
+                // The environment may allow it, too.
+                if is_plain {
+                    builder = builder.with_allow_http(true);
+                }
                 for (key, value) in options {
                     builder = builder.with_config(key.parse().map_err(|error| fault(location, &error))?, value);
                 }
                 let store = Arc::new(builder.build().map_err(|error| fault(location, &error))?);
-                Ok(Self { store: store.clone(), signer: Some(store), folder: None, root, url: shown })
+                // Azure signs what may be done, to read, and has no word for HEAD.
+                let signing = Some(Signing { signer: store.clone(), head: Method::GET });
+                Ok(Self { store, signing, folder: None, root, url: shown })
             }
             "gs" => {
                 let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket).with_retry(retries());
@@ -92,7 +109,8 @@ impl Storage {
                     builder = builder.with_config(key.parse().map_err(|error| fault(location, &error))?, value);
                 }
                 let store = Arc::new(builder.build().map_err(|error| fault(location, &error))?);
-                Ok(Self { store: store.clone(), signer: Some(store), folder: None, root, url: shown })
+                let signing = Some(Signing { signer: store.clone(), head: Method::HEAD });
+                Ok(Self { store, signing, folder: None, root, url: shown })
             }
             _ => Err(fault(location, &"use a folder, file://, s3://, az:// or gs://")),
         }
@@ -105,7 +123,7 @@ impl Storage {
         let store = LocalFileSystem::new_with_prefix(&folder).map_err(|error| fail(&error))?;
         let store = Arc::new(store.with_fsync(true).with_automatic_cleanup(true));
         let url = folder.display().to_string();
-        Ok(Self { store, signer: None, folder: Some(folder.into()), root: Path::default(), url })
+        Ok(Self { store, signing: None, folder: Some(folder.into()), root: Path::default(), url })
     }
 
     /// Where it is, for people: without options, which may hold secrets.
@@ -262,13 +280,18 @@ impl Storage {
         }
     }
 
-    /// An address under which anybody may read a file for a while; `None` where the storage has no such thing.
-    ///
-    /// # Errors
-    /// Credentials that cannot sign.
-    pub async fn signed_url(&self, method: Method, name: &str, lifetime: Duration) -> Result<Option<String>> {
-        let Some(signer) = &self.signer else { return Ok(None) };
-        Ok(Some(signer.signed_url(method, &self.path(name), lifetime).await?.to_string()))
+    /// An address under which anybody may read a file for a while, by GET or HEAD; `None` where the storage has no such thing, or
+    /// where its credentials cannot sign.
+    pub async fn signed_url(&self, method: &Method, name: &str, lifetime: Duration) -> Option<String> {
+        let Signing { signer, head } = self.signing.as_ref()?;
+        let method = if *method == Method::HEAD { head.clone() } else { Method::GET };
+        match signer.signed_url(method, &self.path(name), lifetime).await {
+            Ok(url) => Some(url.to_string()),
+            Err(error) => {
+                tracing::warn!(%error, "the storage signs no address: the service sends the file itself");
+                None
+            }
+        }
     }
 
     fn path(&self, name: &str) -> Path {

@@ -148,8 +148,7 @@ pub async fn send(
 /// Sends a file: by a redirect to its bucket, or its bytes, of which the client may want a range.
 pub async fn send_one(http: &Http, method: &Method, headers: &HeaderMap, file: &Stored) -> Result<Response> {
     let storage = &http.app.storage;
-    // A signature is for one method.
-    if let Some(url) = storage.signed_url(method.clone(), &file.path, links::lifetime(&http.app)).await? {
+    if let Some(url) = storage.signed_url(method, &file.path, links::lifetime(&http.app)).await {
         return Ok((StatusCode::FOUND, [(LOCATION, url)]).into_response());
     }
     let tag = format!("\"{}\"", data_encoding::HEXLOWER.encode(&file.sha256));

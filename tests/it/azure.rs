@@ -83,6 +83,10 @@ async fn an_export_to_azure_is_uploaded_in_blocks_and_downloaded_by_a_signed_lin
     let redirect = plain.get(link).send().await.expect("answer");
     assert_eq!(redirect.status(), 302);
     assert!(redirect.headers()["location"].to_str().expect("URL").starts_with(&endpoint));
+    // Who asks for the size is led to a signature that holds for it.
+    let head = reqwest::Client::new().head(link).send().await.expect("answer");
+    assert_eq!(head.status(), 200);
+    assert_eq!(head.headers()["content-length"], export["size_bytes"].to_string().as_str());
     let bytes = app.download(&export).await;
     let digest = data_encoding::HEXLOWER.encode(&<Sha256 as sha2::Digest>::digest(&bytes));
     assert_eq!(export["sha256"], digest);
