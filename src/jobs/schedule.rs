@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use croner::parser::Seconds;
 use tokio_cron_scheduler::{Job as Tick, JobScheduler, JobSchedulerError};
 
@@ -34,6 +34,9 @@ const AGE: &str = "*/15 * * * * *";
 
 /// When what rows wait for LabKey is measured.
 const MEASURE: &str = "15 * * * * *";
+
+/// How long one waits whose job another stands in the way of.
+const PAUSE: TimeDelta = TimeDelta::minutes(1);
 
 /// What is done with one dataset, and when.
 pub struct Schedule {
@@ -275,13 +278,15 @@ fn fault(error: JobSchedulerError) -> Error {
 pub struct Schedules {
     all: Vec<Schedule>,
     last: Mutex<HashMap<String, DateTime<Utc>>>,
+    /// Until when those wait whose job another one stands in the way of.
+    waiting: Mutex<HashMap<String, DateTime<Utc>>>,
 }
 
 impl Schedules {
     /// Schedules of which nothing is known yet.
     #[must_use]
     pub fn new(all: Vec<Schedule>) -> Self {
-        Self { all, last: Mutex::default() }
+        Self { all, last: Mutex::default(), waiting: Mutex::default() }
     }
 
     /// Makes the jobs and the runs of extracts that are due.
@@ -305,9 +310,20 @@ impl Schedules {
     }
 
     async fn export(&self, app: &App, schedule: &Schedule, now: DateTime<Utc>) -> Result<()> {
-        if let Some(tick) = self.due(app, &schedule.name, &schedule.timing, now).await? {
-            schedule.act(app, tick).await?;
-            self.remember(&schedule.name, tick);
+        let waits = |until: &DateTime<Utc>| *until > now;
+        if !self.waiting().get(&schedule.name).is_some_and(waits)
+            && let Some(tick) = self.due(app, &schedule.name, &schedule.timing, now).await?
+        {
+            match schedule.act(app, tick).await {
+                Err(Error::Conflict(reason)) => {
+                    tracing::warn!(schedule = schedule.name, reason, "a scheduled job waits for another");
+                    self.waiting().insert(schedule.name.clone(), now + PAUSE);
+                }
+                acted => {
+                    acted?;
+                    self.remember(&schedule.name, tick);
+                }
+            }
         }
         if matches!(schedule.action, Action::Export { .. }) {
             telemetry::next_export(&schedule.dataset.name, schedule.timing.next(now));
@@ -342,6 +358,10 @@ impl Schedules {
         }
         self.remember(name, last);
         Ok(None)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, HashMap<String, DateTime<Utc>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remember(&self, name: &str, tick: DateTime<Utc>) {

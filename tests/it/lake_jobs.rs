@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use nvd_support_car::config::Config;
 use nvd_support_car::dataset::Datasets;
 use nvd_support_car::db::jobs::{self, Lease};
@@ -210,6 +210,25 @@ async fn every_day_datasets_with_rows_are_brought_up_to_date_in_the_configured_z
     let stast = (json!("stast"), json!({"temporal": "year,month", "by": ["task"]}));
     let gottcha2 = (json!("gottcha2"), json!({"temporal": "year,month,day"}));
     assert_eq!(seen, [vec![], vec![stast.clone()], vec![stast, gottcha2]]);
+}
+
+#[tokio::test]
+async fn a_schedule_whose_job_another_stands_in_the_way_of_tries_again_after_a_minute() {
+    let app = TestApp::with(&[("export.slots", "0"), ("export.export_interval_hours", "0")]).await;
+    app.store("/ingest-gottcha2", RECORD).await;
+    let other = json!({"table": "gottcha2", "partition": {"temporal": "year,month,day"}, "overwrite": true});
+    app.trigger(other).await;
+    let schedules = schedule::Schedules::new(schedule::all(&app.app).expect("schedules"));
+    let due: DateTime<Utc> = "2026-03-08T05:00:00Z".parse().expect("time");
+    let mut made = Vec::new();
+    for (seconds, other_ends) in [(-1, false), (0, true), (59, false), (60, false)] {
+        schedules.run_due(&app.app, due + TimeDelta::seconds(seconds)).await;
+        if other_ends {
+            sqlx::query("UPDATE jobs SET state = 'completed'").execute(&app.pool).await.expect("update");
+        }
+        made.push(app.count("jobs").await);
+    }
+    assert_eq!(made, [1, 1, 1, 2]);
 }
 
 #[tokio::test]

@@ -57,6 +57,11 @@ impl Running<'_> {
     async fn work(&self) -> Result<bool> {
         let progress = &self.lease.progress;
         progress.enter("snapshot");
+        let is_strange = |name: &&String| self.app.datasets.get(name).is_none();
+        if let Some(name) = self.config.schemas.iter().flatten().find(is_strange) {
+            // Another replica may know it, which is newer.
+            return Err(Error::NotFound { what: "dataset", name: name.clone() });
+        }
         let plans = self.config.plans(self.app)?;
         let snapshot = self.lease.unless_cancelled(Snapshot::take(&self.app.pool)).await??;
         let snapshot_at = snapshot.taken_at;
