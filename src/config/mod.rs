@@ -160,6 +160,8 @@ const MOST_DAYS: u32 = 36_500;
 /// Limits of limits: what lies beyond is a slip of the hand, and more than memory or PostgreSQL can bear.
 const MOST_QUEUED: usize = 1_000_000;
 const MOST_SLOTS: usize = 1_000;
+/// Connections on which a partitioned dataset and its catalogue are locked.
+const LOCKS: usize = 2;
 /// Each upload has a thread of the 1,024 that may wait for something.
 const MOST_UPLOADS: usize = 900;
 /// PostgreSQL of our own takes 100.
@@ -359,9 +361,9 @@ impl Config {
         check(export.file_size.as_u64() >= bytesize::MIB, "export.file_size", "must be at least 1MiB");
         check(export.slots <= MOST_SLOTS, "export.slots", "must be at most 1000");
         // Else exports would wait for each other's connections, and their leases end meanwhile.
-        let readers = export.slots.saturating_mul(export.connections);
-        let rest = "times export.connections must be below database.max_connections, for requests need some, too";
-        check(readers < self.database.max_connections as usize, "export.slots", rest);
+        let taken = export.slots.saturating_mul(export.connections + LOCKS);
+        let rest = "times (export.connections + 2) must be below database.max_connections, for requests need some, too";
+        check(taken < self.database.max_connections as usize, "export.slots", rest);
         check((Duration::from_secs(3)..=LONGEST).contains(&export.lease), "export.lease", "must be 3s to 24h");
         check((1..=8760).contains(&export.job_retention_hours), "export.job_retention_hours", "must be 1 to 8760");
         check(export.max_attempts >= 1, "export.max_attempts", "must be at least 1");

@@ -115,7 +115,7 @@ fn numbers_that_no_machine_can_bear_are_refused() {
 
 #[test]
 fn exports_that_would_take_every_connection_are_refused() {
-    let connections = |slots| load(None, &[], &[("export.slots", slots), ("database.max_connections", "4")]);
+    let connections = |slots| load(None, &[], &[("export.slots", slots), ("database.max_connections", "5")]);
     let text = connections("2").expect_err("a fault").to_string();
     assert!(text.contains("export.slots") && text.contains("database.max_connections"), "{text}");
     connections("1").expect("two are left");

@@ -172,7 +172,7 @@ fn write_value(value: &Cell<'_>, out: &mut String) {
         Cell::Float(value) => out.push_str(ryu::Buffer::new().format_finite(*value)),
         Cell::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
         // Line ends can stand between the values of a document only: within texts they are escaped.
-        Cell::Json(text) => out.extend(text.chars().map(|letter| if letter.is_control() { ' ' } else { letter })),
+        Cell::Json(text) => out.push_str(&text.replace(['\n', '\r'], " ")),
         _ => out.push_str("null"),
     }
 }

@@ -24,13 +24,17 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Row, Transaction};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres, Row, Transaction};
 
 use crate::config::DatabaseConfig;
 use crate::error::{Error, Result};
 
 /// The service's own tables.
 pub static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!();
+
+/// What options cannot say: only PostgreSQL 17 and later know that setting.
+const NO_TRANSACTION_TIMEOUT: &str = "-- tables.no_transaction_timeout
+    SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'transaction_timeout'";
 
 /// A pool of connections to the database at `url`. It connects when first used.
 ///
@@ -46,6 +50,7 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
         ("statement_timeout", "0"),
         ("lock_timeout", "0"),
         ("idle_in_transaction_session_timeout", "0"),
+        ("idle_session_timeout", "0"),
         ("default_transaction_isolation", "read committed"),
         // PostgreSQL notices within a minute that a machine of ours has vanished, and lets go of its locks.
         ("tcp_keepalives_idle", "30"),
@@ -58,11 +63,11 @@ pub fn pool(url: &str, config: &DatabaseConfig) -> Result<PgPool> {
         .acquire_timeout(config.acquire_timeout)
         .test_before_acquire(false)
         .before_acquire(|connection, _| Box::pin(is_in_step(connection)))
-        .after_connect(move |_, _| {
+        .after_connect(move |connection, _| {
             if let Err(error) = sockets::tune(port) {
                 tracing::warn!(%error, "uploads take 40 ms longer than they need to, and a database that vanishes is waited for");
             }
-            Box::pin(async { Ok(()) })
+            Box::pin(async { connection.execute(NO_TRANSACTION_TIMEOUT).await.map(drop) })
         })
         .connect_lazy_with(options))
 }
