@@ -153,8 +153,10 @@ pub async fn by_id<'e>(connection: impl PgExecutor<'e>, id: Uuid) -> Result<Opti
 pub async fn list(pool: &PgPool, state: Option<&str>, before: Option<Uuid>, limit: i64) -> Result<Vec<Job>> {
     let sql = format!(
         "-- jobs.list
-        SELECT {COLUMNS} FROM jobs
-        WHERE ($1::text IS NULL OR state = $1) AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3"
+        SELECT {COLUMNS} FROM jobs WHERE ($1::text IS NULL OR state = $1) AND ($2::uuid IS NULL
+            OR (created_at, id) < (coalesce((SELECT created_at FROM jobs WHERE id = $2), {}), $2))
+        ORDER BY created_at DESC, id DESC LIMIT $3",
+        super::TIME_OF_ID.replace("ID", "$2")
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(state).bind(before).bind(limit).fetch_all(pool).await?)
 }

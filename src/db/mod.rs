@@ -93,6 +93,10 @@ pub async fn try_begin(pool: &PgPool) -> Option<Transaction<'static, Postgres>> 
     None
 }
 
+/// The time in an id of version 7, as SQL: of a cursor whose row is gone. The database's own clock orders the rows themselves, for
+/// that of a replica may be wrong.
+const TIME_OF_ID: &str = "to_timestamp(('x' || left(replace(ID::text, '-', ''), 12))::bit(48)::bigint / 1000.0)";
+
 /// Brings the service's own tables up to date.
 ///
 /// # Errors

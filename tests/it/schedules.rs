@@ -209,6 +209,44 @@ async fn files_that_no_export_points_at_are_swept_after_a_day_and_others_are_lef
 }
 
 #[tokio::test]
+async fn exports_and_jobs_are_listed_by_the_clock_of_the_database() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    let mut expected = Vec::new();
+    for _ in 0..4 {
+        expected.insert(0, app.trigger(json!({"table": "stast"})).await["export_id"].clone());
+    }
+    // The ids of the second and the third sort as if a clock had been ahead.
+    for (position, time) in [(0, "2026-01-01"), (1, "2026-01-03"), (2, "2026-01-02"), (3, "2026-01-04")] {
+        let id: uuid::Uuid = serde_json::from_value(expected[position].clone()).expect("id");
+        for table in [
+            "exports SET created_at = $1 WHERE id",
+            "jobs SET created_at = $1 WHERE id = (SELECT job_id FROM exports e WHERE e.id",
+        ] {
+            let end = if table.starts_with("jobs") { ")" } else { "" };
+            let sql = sqlx::query(sqlx::AssertSqlSafe(format!("UPDATE {table} = $2{end}")));
+            sql.bind(time.parse::<chrono::NaiveDate>().expect("day").and_time(chrono::NaiveTime::MIN).and_utc())
+                .bind(id)
+                .execute(&app.pool)
+                .await
+                .expect("update");
+        }
+    }
+    expected = [3, 1, 2, 0].map(|position| expected[position].clone()).to_vec();
+    let (mut exports, mut jobs) = (Vec::new(), Vec::new());
+    for _ in 0..4 {
+        let page = |path: &str, last: Option<&Value>| {
+            let cursor = last.map(|last| format!("&cursor={}", last.as_str().expect("id"))).unwrap_or_default();
+            format!("{path}?status=pending&limit=1{cursor}")
+        };
+        exports.push(app.get(&page("/exports", exports.last())).await[0]["id"].clone());
+        let job = app.get(&page("/jobs", jobs.last().map(|(id, _)| id))).await[0].clone();
+        jobs.push((job["job_id"].clone(), job["export_id"].clone()));
+    }
+    assert_eq!(exports, expected);
+    assert_eq!(jobs.into_iter().map(|(_, export)| export).collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
 async fn in_the_storage_of_another_database_nothing_is_swept() {
     let (first, later) = (TestApp::start().await, TestApp::start().await);
     let export = first.export(json!({"table": "gottcha2"})).await;
