@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use super::execute_generated;
 use crate::dataset::sql::{self, Existing, ExistingTable};
-use crate::dataset::{Dataset, Datasets, Mistake};
+use crate::dataset::{Cell, Dataset, Datasets, Mistake};
 use crate::error::{Error, Result};
 
 /// One at a time, over all replicas; any number that nobody else uses.
@@ -60,6 +60,9 @@ pub async fn plan(connection: &mut PgConnection, datasets: &Datasets) -> Result<
     let mut mistakes = Vec::new();
     for dataset in datasets.iter() {
         if let Some(reason) = left_behind(connection, dataset, datasets, &tables).await? {
+            mistakes.push(Mistake::new(&dataset.name, reason));
+        }
+        if let Some(reason) = renamed(connection, dataset, &tables).await? {
             mistakes.push(Mistake::new(&dataset.name, reason));
         }
         if others.contains_key(&dataset.table) {
@@ -138,6 +141,34 @@ async fn left_behind(
         dataset.table,
         if others.is_empty() { "none".to_owned() } else { others.join(", ") }
     )))
+}
+
+/// Refuses another name of a dataset over its table: what was stored under the former counts as another's, is not in partitioned
+/// datasets, and would be stored again when it is sent again.
+async fn renamed(
+    connection: &mut PgConnection,
+    dataset: &Dataset,
+    tables: &HashMap<String, ExistingTable>,
+) -> Result<Option<String>> {
+    let has_rows_of_ours = tables.get(&dataset.table).is_some_and(|columns| columns.contains_key("submission_id"));
+    if !has_rows_of_ours || !tables.contains_key("submissions") {
+        return Ok(None);
+    }
+    let table = sql::quoted(&dataset.table);
+    let first = format!(
+        "-- tables.renamed\nSELECT s.dataset FROM (SELECT submission_id FROM {table} LIMIT 1) t JOIN submissions s ON s.id = \
+         t.submission_id"
+    );
+    let former: Option<String> = sqlx::query_scalar(AssertSqlSafe(first)).fetch_optional(connection).await?;
+    Ok(former.filter(|former| *former != dataset.name).map(|former| {
+        format!(
+            "table {} has rows that were stored for dataset `{former}`: give the dataset that name again, or another table; or \
+             rename what is stored: UPDATE submissions SET dataset = {} WHERE dataset = {}",
+            dataset.table,
+            sql::literal(&Cell::Text(dataset.name.as_str().into())),
+            sql::literal(&Cell::Text(former.as_str().into()))
+        )
+    }))
 }
 
 async fn existing_tables(connection: &mut PgConnection) -> Result<HashMap<String, ExistingTable>> {

@@ -217,6 +217,22 @@ async fn a_schema_may_have_any_name() {
     }
 }
 
+#[tokio::test]
+async fn another_name_of_a_dataset_over_its_table_is_refused_once_there_are_rows() {
+    let first = folder(DEFINITION);
+    let app = TestApp::with(&[("datasets.dir", first.path().to_str().expect("path"))]).await;
+    let second = folder(&DEFINITION.replace("name = \"kraken\"", "name = \"kraken2\""));
+    let overrides = [("datasets.dir".to_owned(), second.path().display().to_string())];
+    let config = Config::load(None, [], &overrides).expect("configuration");
+    let start = async || App::new(config.clone(), &app.database_url()).expect("app").prepare().await;
+    start().await.expect("a table without rows");
+    app.store("/ingest/kraken", "sample_id\tpercent\nS\t12.5\n").await;
+    let refused = start().await.expect_err("refused").to_string();
+    assert!(refused.contains("stored for dataset `kraken`") && refused.contains("UPDATE submissions"), "{refused}");
+    sqlx::query("UPDATE submissions SET dataset = 'kraken2'").execute(&app.pool).await.expect("renamed");
+    start().await.expect("the name of what is stored");
+}
+
 #[test]
 fn every_mistake_of_every_file_is_named() {
     let folder = folder(&DEFINITION.replace("\"float\"", "\"double\""));
