@@ -376,13 +376,36 @@ impl<'de> Visitor<'de> for Value {
 /// Checks that PostgreSQL's `jsonb` can hold a document as it stands.
 ///
 /// # Errors
-/// Text that is no JSON, U+0000, a key that stands twice in one object, numbers beyond a double, more than 128 levels.
+/// Text that is no JSON, U+0000, a key that stands twice in one object, numbers beyond a double, those with an exponent below
+/// [`LEAST_EXPONENT`], more than 128 levels.
 pub fn check_document(text: &str) -> Result<(), String> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     Document.deserialize(&mut deserializer).and_then(|()| deserializer.end()).map_err(|error| {
         let message = error.to_string();
         message.split(" at line ").next().unwrap_or_default().to_owned()
-    })
+    })?;
+    if has_tiny_number(text) { Err(format!("has a number with an exponent below {LEAST_EXPONENT}")) } else { Ok(()) }
+}
+
+/// PostgreSQL writes each digit of a number in `jsonb`: of `1e-16000` as many, and no export could read a line of such.
+const LEAST_EXPONENT: i64 = -400;
+
+/// Whether a document, which must be one, has a number below that.
+fn has_tiny_number(text: &str) -> bool {
+    if !text.contains("e-") && !text.contains("E-") {
+        return false;
+    }
+    let (mut is_text, mut is_escaped) = (false, false);
+    let is_between = |letter: char| {
+        let is_quote = letter == '"' && !is_escaped;
+        is_escaped = is_text && letter == '\\' && !is_escaped;
+        is_text ^= is_quote;
+        is_text || !(letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '+'))
+    };
+    let exponent =
+        |number: &str| number.split_once(['e', 'E']).map(|(_, digits)| digits.parse::<i64>().unwrap_or(i64::MIN));
+    let begins = |word: &&str| word.starts_with(|first: char| first == '-' || first.is_ascii_digit());
+    text.split(is_between).filter(begins).filter_map(exponent).any(|exponent| exponent < LEAST_EXPONENT)
 }
 
 /// Walks any JSON value.
@@ -442,4 +465,19 @@ impl<'de> Visitor<'de> for Document {
 #[must_use]
 pub fn is_json(line: &str) -> bool {
     serde_json::from_str::<IgnoredAny>(line).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_would_be_written_as_very_many_digits_are_refused() {
+        for text in ["1e-16000", "[{\"a\":-0.5E-401}]", "[\"\\\"\",0e-99999999999999999999]"] {
+            assert!(check_document(text).expect_err(text).contains("exponent below -400"), "{text}");
+        }
+        for text in ["1e-400", "\"1e-16000\"", "[\"a\\\"1e-16000\",1e-5]", "{\"1e-16000\":1e+300}", "\"e-\""] {
+            assert_eq!(check_document(text), Ok(()), "{text}");
+        }
+    }
 }

@@ -71,6 +71,7 @@ impl Kind {
                 _ => Err(self.expected().to_owned()),
             },
             Self::Timestamp => parse_timestamp(text).map(Cell::Timestamp),
+            Self::Json if text.trim_ascii() == "null" => Ok(Cell::Null),
             Self::Json => super::json::check_document(text).map(|()| Cell::Json(Cow::Borrowed(text))),
         }
     }
