@@ -1,6 +1,7 @@
 //! Runs the service: the database it may need, HTTP or HTTPS, workers and clock, and an orderly end.
 
 use std::convert::Infallible;
+use std::io::IsTerminal;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -107,6 +108,7 @@ pub struct Service {
     database: Database,
     deadline: Duration,
     signals: [Signal; 2],
+    hangup: Signal,
 }
 
 impl Service {
@@ -119,6 +121,7 @@ impl Service {
     pub async fn start(mut config: Config) -> Result<Self> {
         // From here on they end the service in order: an embedded database that is being started must be stopped too.
         let signals = [listen_to(SignalKind::terminate())?, listen_to(SignalKind::interrupt())?];
+        let hangup = listen_to(SignalKind::hangup())?;
         let address = resolve(&config)?;
         ensure_token(&mut config, address)?;
         let tls = tls(&config).await?;
@@ -139,18 +142,26 @@ impl Service {
         let serving = spawn_server(listener, tls, handle.clone(), router)?;
         let url = format!("{scheme}://{address}");
         tracing::info!(url, version = env!("CARGO_PKG_VERSION"), "serving");
-        Ok(Self { address, url, handle, serving, app, workers, clock, database, deadline, signals })
+        Ok(Self { address, url, handle, serving, app, workers, clock, database, deadline, signals, hangup })
     }
 
-    /// Serves until SIGTERM or Ctrl-C, also one that came while it started, then [`Service::stop`]s.
+    /// Serves until SIGTERM or Ctrl-C, also one that came while it started, or until its terminal is closed; then
+    /// [`Service::stop`]s. Without a terminal, SIGHUP asks for nothing: certificates are read again by themselves.
     ///
     /// # Errors
     /// When the end is not orderly.
     pub async fn run(mut self) -> Result<()> {
         let [terminate, interrupt] = &mut self.signals;
+        let has_terminal = std::io::stdin().is_terminal();
+        let mut closed = async || {
+            while self.hangup.recv().await.is_some() && !has_terminal {
+                tracing::info!("SIGHUP changes nothing: a new configuration needs a restart");
+            }
+        };
         tokio::select! {
             _ = terminate.recv() => {},
             _ = interrupt.recv() => {},
+            () = closed() => {},
             never = self.database.keep_alive() => match never {},
         }
         self.stop().await

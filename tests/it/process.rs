@@ -268,6 +268,20 @@ async fn a_client_that_takes_nothing_of_an_answer_is_let_go() {
     assert!(taken < whole, "all {whole} bytes came");
 }
 
+#[tokio::test]
+async fn without_a_terminal_a_hangup_does_not_end_the_service() {
+    let app = TestApp::start().await;
+    let folder = folder();
+    let service = Served::start(serving(folder.path(), &app.database_url()).stdin(Stdio::null()));
+    let id = nix::unistd::Pid::from_raw(service.id().cast_signed());
+    nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGHUP).expect("signal");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let client = reqwest::Client::builder().no_proxy().build().expect("client");
+    let answer = client.get(format!("{}/healthz", service.url)).send().await.expect("answer");
+    assert_eq!(answer.status(), 200);
+    service.stop();
+}
+
 #[test]
 fn a_service_that_others_can_reach_needs_a_token() {
     let folder = folder();
