@@ -29,6 +29,7 @@ bench name="ingest" *arguments:
 
 # Write the reviewed copy of the OpenAPI description, which a test compares.
 openapi:
+    mkdir -p target
     cargo run --quiet -- openapi > target/openapi.json
     mv target/openapi.json tests/data/openapi.json
 

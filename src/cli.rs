@@ -57,7 +57,7 @@ struct Common {
     /// Configuration file (also NVD_CONFIG).
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder for the database and generated secrets.
+    /// Folder of the embedded database, of exports and of generated secrets.
     #[arg(long, global = true, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Sets any key of the configuration; may be repeated.
@@ -169,7 +169,7 @@ pub fn run_sender(sender: Sender) -> ExitCode {
     block_on(async move { Ok(sender.command.run(&sender.common).await) })
 }
 
-/// Threads for work that waits: more than uploads may wait (`ingest.queue` is 512), so that files are read meanwhile.
+/// Threads for work that waits: more than uploads may wait (`ingest.queue`, 900 at most), so that files are read meanwhile.
 const BLOCKING_THREADS: usize = 1024;
 
 fn block_on(work: impl Future<Output = Result<ExitCode>>) -> ExitCode {

@@ -133,7 +133,7 @@ fn report(url: &str, token: &str, data_dir: &str, receipts: &[Receipt], exports:
         format!("  Token           {token}"),
         format!("  Everything is in {data_dir}"),
         String::new(),
-        "Send a result of your own (this one is bundled; a second time it says \"replayed\": true):".to_owned(),
+        "Send a result (this line makes one; a second time it says \"replayed\": true):".to_owned(),
         format!("  printf 'LEVEL\\tNAME\\tTAXID\\tREAD_COUNT\\tTOTAL_BP_MAPPED\\nspecies\\tOrthoebolavirus zairense\\t3052462\\t513\\t69897\\n' | gzip | curl --fail-with-body -H 'Authorization: Bearer {token}' --data-binary @- '{url}/ingest-gottcha2?sample_id=my-sample'"),
         String::new(),
         "Both tables are exported as Parquet. Read them (the links work for an hour; GET /exports?whole=true has new ones):".to_owned(),

@@ -1,4 +1,4 @@
-//! The wire: every route on one page. Nothing else names a status code.
+//! The wire: every route of the API on one page. `problem` alone gives errors their statuses.
 
 pub mod auth;
 mod datasets;
