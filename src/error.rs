@@ -250,8 +250,12 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code());
         // What a client sent as text: it is not the database that fails.
-        if code.is_some_and(|code| ["22021", "22P05"].contains(&code.as_ref())) {
+        if code.as_ref().is_some_and(|code| ["22021", "22P05"].contains(&code.as_ref())) {
             return Self::Body("a text of the request holds NUL (U+0000), which the database cannot store".into());
+        }
+        if code.is_some_and(|code| code == "42501") {
+            let message = error.as_database_error().map_or("", sqlx::error::DatabaseError::message);
+            return Self::Environment(format!("the service's role in PostgreSQL lacks a right: {message}"));
         }
         Self::Database(error)
     }

@@ -240,7 +240,9 @@ async fn keep_preparing(app: App, first: oneshot::Sender<Result<()>>) {
 fn resolve(config: &Config) -> Result<SocketAddr> {
     let listen = config.listen();
     let mut found = listen.to_socket_addrs().map_err(|error| {
-        Error::Environment(format!("server.host and server.port `{listen}` are no address: {error}; HOST, server.host or --listen sets it"))
+        Error::Environment(format!(
+            "server.host and server.port `{listen}` are no address: {error}; HOST, server.host or --listen sets it"
+        ))
     })?;
     found.next().ok_or_else(|| Error::Environment(format!("server.host `{listen}` has no address")))
 }

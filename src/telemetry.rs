@@ -60,7 +60,7 @@ pub const LABKEY_ERRORS: &str = "labkey_sync_errors";
 pub const LABKEY_PENDING: &str = "nvd_labkey_pending_rows";
 /// Rows that LabKey refused, by dataset.
 pub const LABKEY_FAILED: &str = "nvd_labkey_failed_rows";
-/// Since when the oldest of them waits, by dataset.
+/// Seconds for which the oldest row that is to be delivered has waited, by dataset.
 pub const LABKEY_OLDEST: &str = "nvd_labkey_oldest_pending_age_seconds";
 /// From a request's first byte to LabKey's answer, by dataset.
 pub const LABKEY_SECONDS: &str = "nvd_labkey_delivery_duration_seconds";

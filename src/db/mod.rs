@@ -109,6 +109,19 @@ pub async fn migrate(pool: &PgPool) -> Result<()> {
             format!("database {name} is encoded in {encoding}, and must be in UTF8, so that it takes every text");
         return Err(Error::Environment(reason));
     }
+    let limit = "-- tables.connections
+        SELECT least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1),
+            current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int)
+        FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()";
+    let limit: i32 = sqlx::query_scalar(limit).fetch_one(pool).await?;
+    let wanted = pool.options().get_max_connections();
+    if limit.unsigned_abs() < wanted {
+        // sqlx would try for new ones until its time is over, beside others that have become free.
+        return Err(Error::Environment(format!(
+            "PostgreSQL lets the service have {limit} connections to database {name}, and database.max_connections is {wanted}: \
+             set it to less, for each replica, or raise the limit of the role, the database or the server"
+        )));
+    }
     let mut connection = pool.acquire().await?;
     // It keeps sqlx's lock on migrations where one fails.
     connection.close_on_drop();

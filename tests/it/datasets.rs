@@ -202,6 +202,20 @@ async fn a_text_stays_that_text_in_sql_whatever_backslashes_mean_there() {
 }
 
 #[tokio::test]
+async fn fewer_connections_than_are_configured_are_named_at_the_start() {
+    let app = TestApp::start().await;
+    let limit = async |connections: i32| {
+        let name: String = app.scalar("SELECT quote_ident(current_database())").await;
+        let sql = format!("ALTER DATABASE {name} CONNECTION LIMIT {connections}");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&app.pool).await.expect("limit");
+        app.app.prepare().await
+    };
+    let refused = limit(7).await.expect_err("refused").to_string();
+    assert!(refused.contains("have 7 connections") && refused.contains("database.max_connections is 8"), "{refused}");
+    limit(8).await.expect("enough");
+}
+
+#[tokio::test]
 async fn a_schema_may_have_any_name() {
     let (_, url) = create_database().await;
     let pool = PgPool::connect(&url).await.expect("pool");
