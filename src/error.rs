@@ -238,8 +238,8 @@ fn is_outage(error: &sqlx::Error) -> bool {
         // sqlx reports a connection that ended within a message as a protocol error.
         sqlx::Error::Protocol(_) => true,
         sqlx::Error::Database(error) => error.code().is_some_and(|code| {
-            // 08 connection, 25006 a standby, 25P04 a transaction in time, 40 serialization and deadlock, 53 resources, 55P03 a lock in time, 57014 a statement
-            // in time, 57P shutdown and restart.
+            // 08 connection, 25006 a standby, 25P04 a transaction in time, 40 serialization and deadlock, 53 resources, 55P03 a
+            // lock in time, 57014 a statement in time, 57P shutdown and restart.
             ["08", "25006", "25P04", "40", "53", "55P03", "57014", "57P"].iter().any(|class| code.starts_with(class))
         }),
         _ => false,

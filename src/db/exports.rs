@@ -145,11 +145,11 @@ pub async fn list(pool: &PgPool, filter: &Filter<'_>) -> Result<Vec<Export>> {
     let sql = format!(
         "-- exports.list
         {} WHERE ($1::text IS NULL OR e.dataset = $1) AND ($2::text IS NULL OR j.state = $2)
-          AND ($3::bool IS NULL OR ({WHOLE}) = $3) AND {CATALOGUED} AND ($4::uuid IS NULL
-            OR (e.created_at, e.id) < (coalesce((SELECT created_at FROM exports WHERE id = $4), {}), $4))
+          AND ($3::bool IS NULL OR ({WHOLE}) = $3) AND {CATALOGUED}
+          AND ($4::uuid IS NULL OR (e.created_at, e.id) < {})
         ORDER BY e.created_at DESC, e.id DESC LIMIT $5",
         select(),
-        super::TIME_OF_ID.replace("ID", "$4")
+        super::place_of("exports", "$4")
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql))
         .bind(filter.dataset)

@@ -154,9 +154,8 @@ pub async fn list(pool: &PgPool, state: Option<&str>, before: Option<Uuid>, limi
     let sql = format!(
         "-- jobs.list
         SELECT {COLUMNS} FROM jobs WHERE ($1::text IS NULL OR state = $1) AND ($2::uuid IS NULL
-            OR (created_at, id) < (coalesce((SELECT created_at FROM jobs WHERE id = $2), {}), $2))
-        ORDER BY created_at DESC, id DESC LIMIT $3",
-        super::TIME_OF_ID.replace("ID", "$2")
+            OR (created_at, id) < {}) ORDER BY created_at DESC, id DESC LIMIT $3",
+        super::place_of("jobs", "$2")
     );
     Ok(sqlx::query_as(AssertSqlSafe(sql)).bind(state).bind(before).bind(limit).fetch_all(pool).await?)
 }

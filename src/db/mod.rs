@@ -93,15 +93,29 @@ pub async fn try_begin(pool: &PgPool) -> Option<Transaction<'static, Postgres>> 
     None
 }
 
-/// The time in an id of version 7, as SQL: of a cursor whose row is gone. The database's own clock orders the rows themselves, for
-/// that of a replica may be wrong.
-const TIME_OF_ID: &str = "to_timestamp(('x' || left(replace(ID::text, '-', ''), 12))::bit(48)::bigint / 1000.0)";
+/// The place of the row with the id `cursor`, a parameter, among those of `table` by `(created_at, id)`, as SQL. Such rows are
+/// ordered by the clock of the database, for that of the replica that made their ids may be wrong; where the row is gone, its
+/// id of version 7 tells the time.
+fn place_of(table: &str, cursor: &str) -> String {
+    let time = format!("to_timestamp(('x' || left(replace({cursor}::text, '-', ''), 12))::bit(48)::bigint / 1000.0)");
+    format!("(coalesce((SELECT created_at FROM {table} WHERE id = {cursor}), {time}), {cursor})")
+}
 
 /// Brings the service's own tables up to date.
 ///
 /// # Errors
-/// A database out of reach, one that a newer version of the service has migrated, or one that cannot keep every letter.
+/// A database out of reach, one that a newer version of the service has migrated, or that cannot be used as it is.
 pub async fn migrate(pool: &PgPool) -> Result<()> {
+    check_server(pool).await?;
+    let mut connection = pool.acquire().await?;
+    // It keeps sqlx's lock on migrations where one fails.
+    connection.close_on_drop();
+    MIGRATIONS.run_direct(None, &mut *connection, false).await?;
+    Ok(())
+}
+
+/// Refuses a database that cannot keep every letter, and one that gives fewer connections than are configured.
+async fn check_server(pool: &PgPool) -> Result<()> {
     let sql = "-- tables.encoding\nSELECT current_database()::text, current_setting('server_encoding')";
     let (name, encoding): (String, String) = sqlx::query_as(sql).fetch_one(pool).await?;
     if encoding != "UTF8" {
@@ -122,10 +136,6 @@ pub async fn migrate(pool: &PgPool) -> Result<()> {
              set it to less, for each replica, or raise the limit of the role, the database or the server"
         )));
     }
-    let mut connection = pool.acquire().await?;
-    // It keeps sqlx's lock on migrations where one fails.
-    connection.close_on_drop();
-    MIGRATIONS.run_direct(None, &mut *connection, false).await?;
     Ok(())
 }
 
