@@ -82,19 +82,18 @@ pub async fn sweep(app: &App) -> Result<()> {
     let in_use: HashMap<String, Option<String>> = exports.chain(runs).collect();
     let newest = Utc::now() - ORPHAN;
     let mut removed = 0;
-    let is_known = |(_, id): &(String, String)| in_use.contains_key(id);
-    let mut attempts = listed.iter().filter_map(|file| attempt_of(app, &file.name));
-    let is_new = attempts.clone().next().is_none() || attempts.any(|attempt| is_known(&attempt));
-    let is_ours = is_ours(app, is_new).await?;
-    for file in listed.iter().filter(|_| is_ours) {
-        let Some(prefix) = attempt_of(app, &file.name) else { continue };
-        let keep = match in_use.get(&prefix.1) {
-            Some(None) => true,
-            Some(Some(used)) => *used == prefix.0,
-            None => false,
-        };
-        if !keep && file.modified < newest {
-            removed += app.storage.delete(&prefix.0).await?;
+    let attempts: Vec<_> = listed.iter().filter_map(|file| Some((file, attempt_of(app, &file.name)?))).collect();
+    let may_be_ours = attempts.is_empty() || attempts.iter().any(|(_, (_, id))| in_use.contains_key(id));
+    if is_ours(app, may_be_ours).await? {
+        for (file, (prefix, id)) in attempts {
+            let keep = match in_use.get(&id) {
+                Some(None) => true,
+                Some(Some(used)) => *used == prefix,
+                None => false,
+            };
+            if !keep && file.modified < newest {
+                removed += app.storage.delete(&prefix).await?;
+            }
         }
     }
     if removed > 0 {
