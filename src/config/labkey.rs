@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
-use super::{MOST_SLOTS, Secret, values};
+use super::{MOST_SLOTS, Secret, is_http, values};
 
 /// How rows are delivered.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,9 +97,8 @@ impl LabkeyConfig {
     /// What no type can tell.
     pub(super) fn check(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
         let is_on = self.server_url.is_some();
-        let has_scheme = |url: &String| url.starts_with("https://") || url.starts_with("http://");
         check(
-            self.server_url.as_ref().is_none_or(has_scheme),
+            self.server_url.as_deref().is_none_or(is_http),
             "labkey.server_url",
             "must begin with https:// or http://",
         );

@@ -268,9 +268,8 @@ impl Config {
             "server.cert_path",
             "goes together with server.key_path: set both or neither",
         );
-        let is_http = |url: &String| url.starts_with("https://") || url.starts_with("http://");
         check(
-            self.server.public_url.as_ref().is_none_or(is_http),
+            self.server.public_url.as_deref().is_none_or(is_http),
             "server.public_url",
             "must begin with https:// or http://",
         );
@@ -390,8 +389,7 @@ impl Config {
         check(unique, "notify.webhooks", "every webhook needs a name of its own");
         for webhook in &notify.webhooks {
             let (name, url) = (&webhook.name, webhook.url.expose());
-            let is_http = url.starts_with("https://") || url.starts_with("http://");
-            check(is_http, "notify.webhooks", &format!("url of `{name}` must begin with https:// or http://"));
+            check(is_http(url), "notify.webhooks", &format!("url of `{name}` must begin with https:// or http://"));
             let long = webhook.secret.as_ref().is_some_and(|secret| secret.expose().len() >= 16);
             let is_signed = webhook.kind != WebhookKind::Json || long;
             check(is_signed, "notify.webhooks", &format!("`{name}` needs a secret of 16 letters or more"));
@@ -434,6 +432,11 @@ impl Config {
     pub fn secrets_dir(&self) -> PathBuf {
         self.data_dir.join("secrets")
     }
+}
+
+/// Whether an address is one of HTTP.
+fn is_http(url: &str) -> bool {
+    url.starts_with("https://") || url.starts_with("http://")
 }
 
 /// Whether every word of a tracing filter is a level, or names one. One that is neither would be taken for a part of the program
