@@ -158,6 +158,16 @@ pub async fn store_at(app: &TestApp, sample: &str, rows: usize, time: &str) -> i
     id
 }
 
+/// The rows of the first three days of November 2026, 10 each.
+async fn three_days(app: &TestApp) -> Lake {
+    for day in ["01", "02", "03"] {
+        store_at(app, &format!("S{day}"), 10, &format!("2026-11-{day}T12:00:00Z")).await;
+    }
+    let lake = Lake::daily();
+    lake.update(app).await;
+    lake
+}
+
 fn actions(outcome: &Outcome) -> Vec<(&str, Action, u64)> {
     outcome.partitions.iter().map(|done| (done.path.as_str(), done.action, done.rows)).collect()
 }
@@ -195,11 +205,7 @@ async fn rows_lie_in_the_partition_of_their_day_and_a_second_run_changes_no_byte
 #[tokio::test]
 async fn late_rows_reach_their_day_and_other_days_are_left_alone() {
     let app = TestApp::start().await;
-    for day in ["01", "02", "03"] {
-        store_at(&app, &format!("S{day}"), 10, &format!("2026-11-{day}T12:00:00Z")).await;
-    }
-    let lake = Lake::daily();
-    lake.update(&app).await;
+    let lake = three_days(&app).await;
     let before = lake.bytes();
     store_at(&app, "late", 7, "2026-11-02T00:00:00Z").await;
     let outcome = lake.update(&app).await;
@@ -239,11 +245,7 @@ async fn replaced_and_removed_submissions_disappear_with_the_next_run() {
 #[tokio::test]
 async fn a_file_that_is_lost_or_cut_short_is_written_anew() {
     let app = TestApp::start().await;
-    for day in ["01", "02", "03"] {
-        store_at(&app, &format!("S{day}"), 10, &format!("2026-11-{day}T12:00:00Z")).await;
-    }
-    let lake = Lake::daily();
-    lake.update(&app).await;
+    let lake = three_days(&app).await;
     let file = |partition: usize| {
         let path = lake.manifest()["partitions"][partition]["files"][0]["path"].as_str().expect("path").to_owned();
         lake.folder.path().join("gottcha2").join(path)
