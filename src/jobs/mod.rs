@@ -197,8 +197,13 @@ async fn enqueue_alone(
             alone_key: Some(key),
         };
         let is_new = jobs::enqueue(connection, &job).await?;
-        // None when it has begun between the two statements.
-        if let Some(job) = jobs::unfinished(connection, key).await?.into_iter().find(|job| job.attempt == 0) {
+        let found = match is_new {
+            // Whoever has begun it by now.
+            true => jobs::by_id(&mut *connection, job.id).await?,
+            // None when it has begun between the two statements.
+            false => jobs::unfinished(connection, key).await?.into_iter().find(|job| job.attempt == 0),
+        };
+        if let Some(job) = found {
             return Ok((job, is_new));
         }
     }

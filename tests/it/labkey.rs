@@ -418,6 +418,25 @@ async fn every_row_has_its_delivery_beside_it_in_a_view() {
 }
 
 #[tokio::test]
+async fn a_sync_that_begins_as_soon_as_it_is_made_is_the_one_that_was_asked_for() {
+    let app = TestApp::with(&[("export.slots", "0")]).await;
+    // A worker that takes the first job before anybody can look for it.
+    let worker = "CREATE FUNCTION take() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NOT EXISTS (SELECT FROM jobs) THEN
+                NEW.state := 'running'; NEW.attempt := 1; NEW.lease_until := now() + interval '1 minute';
+            END IF;
+            RETURN NEW;
+        END $$; CREATE TRIGGER take BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION take()";
+    sqlx::raw_sql(worker).execute(&app.pool).await.expect("worker");
+    let mut connection = app.pool.acquire().await.expect("connection");
+    let (job, is_new) = enqueue_sync(&mut connection, "gottcha2").await.expect("sync");
+    assert_eq!((job.state.as_str(), job.attempt, is_new), ("running", 1, true));
+    assert_eq!(app.scalar::<i64>("SELECT count(*) FROM jobs").await, 1);
+    let (again, is_new) = enqueue_sync(&mut connection, "gottcha2").await.expect("sync");
+    assert_eq!((again.id, is_new), (job.id, false));
+}
+
+#[tokio::test]
 async fn the_command_line_checks_the_lists_and_delivers() {
     let labkey = LabKeyServer::start().await;
     labkey.add(merging());
