@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use chrono::{NaiveTime, Utc};
+use chrono::Utc;
 use sha2::{Digest as _, Sha256};
 
 use super::inputs::Input;
@@ -23,7 +23,8 @@ use crate::export::parquet::Layout;
 use crate::export::spec::{ExportSpec, Plan, TIME_COLUMN};
 use crate::ingest::rows::Job;
 use crate::lake::manifest::{self, ColumnNote, Manifest, Partition};
-use crate::lake::{Place, is_of_a_run, partition, run_digits};
+use crate::lake::partition::{self, Span};
+use crate::lake::{Place, is_of_a_run, run_digits};
 use crate::send::content::LIMITS;
 use crate::storage::{Listed, Storage};
 
@@ -65,6 +66,8 @@ pub struct Taken {
     pub text_bytes: u64,
     /// Bytes written.
     pub bytes: u64,
+    /// Rows of what lay there before, in other partitions: they stay.
+    pub kept: u64,
     partitions: Vec<Partition>,
 }
 
@@ -173,6 +176,9 @@ impl<'w> Converted<'w> {
             values: Some(self.values()),
             rows: 0,
             files: Vec::new(),
+            day: self.wish.partitioning.temporal.map_or_else(String::new, |temporal| {
+                partition::path(temporal, &Span::of(temporal.0, file.input.midnight()))
+            }),
         }
     }
 
@@ -260,14 +266,15 @@ impl<'w> Converted<'w> {
         let wish = self.wish.clone();
         let (root, stop) = (self.root.clone(), Arc::clone(stop));
         let (input, grown_from) = (self.input(&file), file.grown_from.clone());
-        let taken = blocking(move || convert(&file, &ready, &wish, root, &stop)).await??;
+        let mut taken = blocking(move || convert(&file, &ready, &wish, root, &stop)).await??;
         if self.wish.is_preview {
             return Ok(taken);
         }
         let files = taken.partitions.iter().flat_map(|part| &part.files).map(|file| file.path.clone()).collect();
         let input = manifest::Input { rows: taken.rows, files, ..input };
         let held = self.held.as_mut().ok_or_else(internal)?;
-        self.gone.extend(held.adopt(input, taken.partitions.clone(), &grown_from));
+        self.gone.extend(held.adopt(input.clone(), taken.partitions.clone(), &grown_from));
+        taken.kept = held.rows_of_earlier(&input);
         held.snapshot_at = Some(Utc::now());
         if self.saved.is_none_or(|saved| saved.elapsed() > PAUSE) {
             self.save().await?;
@@ -309,7 +316,7 @@ fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &Arc<A
         temporal: wish.partitioning.temporal,
         by,
         time: dataset.columns.iter().position(|column| column.kind == Kind::Timestamp),
-        fallback: file.input.day.and_time(NaiveTime::MIN).and_utc(),
+        fallback: file.input.midnight(),
         row_group: wish.config.batch_size,
         run: run_digits(),
         is_preview: wish.is_preview,
@@ -334,7 +341,7 @@ fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &Arc<A
     }
     let partitions = partitions.finish()?;
     let bytes = partitions.iter().flat_map(|part| &part.files).map(|file| file.bytes).sum();
-    Ok(Taken { rows, text_bytes: file.digest.bytes, bytes, partitions })
+    Ok(Taken { rows, text_bytes: file.digest.bytes, bytes, kept: 0, partitions })
 }
 
 impl Taken {
@@ -358,6 +365,9 @@ impl Taken {
         }
         for file in self.partitions.iter().flat_map(|partition| &partition.files) {
             _ = write!(told, "\n  {}  {} rows  {}", file.path, file.rows, ByteSize(file.bytes));
+        }
+        if self.kept > 0 {
+            _ = write!(told, "\n  {} rows of its earlier content stay in other partitions", self.kept);
         }
         told
     }

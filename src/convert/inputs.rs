@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 
 use crate::send::files;
 
@@ -104,6 +104,12 @@ impl Input {
     #[must_use]
     pub fn is_unchanged(&self) -> bool {
         Self::open(&self.name).is_ok_and(|now| (now.bytes, now.changed) == (self.bytes, self.changed))
+    }
+
+    /// When its day begins.
+    #[must_use]
+    pub fn midnight(&self) -> DateTime<Utc> {
+        self.day.and_time(NaiveTime::MIN).and_utc()
     }
 
     /// The name of a dataset for files of its kind: its own name without date and endings.

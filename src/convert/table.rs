@@ -37,6 +37,13 @@ pub fn records(
                     let reason = format!("cell {} of the header has no name", index + 1);
                     return Err(Error::Faults(vec![Fault::of_line(line, reason)]));
                 }
+                if let [only] = names.as_slice()
+                    && only.contains([';', '\t'])
+                {
+                    let reason = "the header is a single cell with semicolons or tabs in it: separate cells by commas, or by tabs \
+                                  in a file that is called .tsv";
+                    return Err(Error::Faults(vec![Fault::of_line(line, reason)]));
+                }
                 header = Some(names);
             }
         }

@@ -3,6 +3,7 @@
 //! It lies beside the data under a name that readers of folders pass over, and is replaced as a whole: what it names is
 //! the dataset, and whatever else lies there is not, or not any more.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -25,6 +26,9 @@ pub const FILES: &str = "files";
 
 /// The form of manifests that this version writes and reads.
 const VERSION: u32 = 1;
+
+/// What helps against a manifest that somebody has damaged.
+const AGAIN: &str = "put a copy of it back, or move its folder away and write the dataset anew";
 
 /// A partitioned dataset.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -136,6 +140,9 @@ pub struct Input {
     pub rows: u64,
     /// The files that hold them, as paths in the folder of the dataset.
     pub files: Vec<String>,
+    /// The partition of its day. Told by the file as it was found, and not kept.
+    #[serde(skip)]
+    pub day: String,
 }
 
 /// A file that is no part of the dataset any more.
@@ -237,7 +244,7 @@ impl Manifest {
         let Some(text) = storage.get(&name).await? else { return Ok(None) };
         let at = format!("{}/{name}", storage.url());
         let read: Self = serde_json::from_slice(&text)
-            .map_err(|error| Error::Environment(format!("{at} cannot be read: {error}")))?;
+            .map_err(|error| Error::Environment(format!("{at} cannot be read: {error}; {AGAIN}")))?;
         if read.version != VERSION {
             return Err(Error::Environment(format!(
                 "{at} is of version {}, this program reads {VERSION}",
@@ -284,9 +291,8 @@ impl Manifest {
                 continue;
             }
             let is_folder = |partition: &&Partition| held.files.iter().any(|file| partition.has(file));
-            let folders: Vec<String> =
-                self.partitions.iter().filter(is_folder).map(|partition| partition.path.clone()).collect();
-            gone.extend(self.displace(input, &folders));
+            let folders = self.partitions.iter().filter(is_folder).map(|partition| partition.path.clone()).collect();
+            gone.extend(self.displace(input, folders));
         }
         self.drop_files(&gone);
         gone
@@ -320,8 +326,8 @@ impl Manifest {
             }
             !is_same && !is_grown
         });
-        let folders: Vec<String> = partitions.iter().map(|partition| partition.path.clone()).collect();
-        gone.extend(self.displace(&input, &folders));
+        let folders = partitions.iter().map(|partition| partition.path.clone()).collect();
+        gone.extend(self.displace(&input, folders));
         self.drop_files(&gone);
         self.inputs.push(input);
         for partition in partitions {
@@ -333,6 +339,13 @@ impl Manifest {
         gone
     }
 
+    /// Rows that earlier texts of an input's path still have in the dataset.
+    pub fn rows_of_earlier(&self, input: &Input) -> u64 {
+        let earlier = self.inputs.iter().filter(|known| !known.is_same(input) && known.has_path(&input.name));
+        let files: HashSet<&String> = earlier.flat_map(|known| &known.files).collect();
+        self.files().filter(|file| files.contains(&file.path)).map(|file| file.rows).sum()
+    }
+
     /// Takes files out of its partitions.
     fn drop_files(&mut self, gone: &[String]) {
         for held in &mut self.partitions {
@@ -342,8 +355,11 @@ impl Manifest {
     }
 
     /// Takes the path of an input away from all other texts. What those that lie nowhere else have in the input's folders goes
-    /// out; the answer names these files.
-    fn displace(&mut self, input: &Input, folders: &[String]) -> Vec<String> {
+    /// out, or in the folder of its day when it has no rows; the answer names these files.
+    fn displace(&mut self, input: &Input, mut folders: Vec<String>) -> Vec<String> {
+        if folders.is_empty() {
+            folders.push(input.day.clone());
+        }
         let mut gone = Vec::new();
         self.inputs.retain_mut(|earlier| {
             if earlier.is_same(input) || !earlier.lose_path(&input.name) {

@@ -211,16 +211,31 @@ fn what_is_wrong_is_told_by_file_and_line_and_the_others_are_converted() {
     let cut = desk.file("cut.csv.gz", cut);
     let latin = desk.file("latin.csv", [head.as_bytes(), b"2025-10-28T00:00:00Z,\xe4,1\n"].concat());
     let quote = desk.file("quote.csv", format!("{head}2025-10-28T00:00:00Z,a,1\n2025-10-28T00:00:01Z,\"b,1\n,c,1\n"));
+    let semicolons = desk.file("semicolons.csv", "timestamp;query_hash\n2025-10-28T00:00:00Z;a\n");
     let prose = desk.file("prose.txt", "nothing of the sort\n");
     let missing = desk.path("missing.csv").to_str().expect("UTF-8").to_owned();
     let pattern = desk.path("none_*.csv").to_str().expect("UTF-8").to_owned();
     let schema = schema("query_perf");
-    let files =
-        [&cell, &width, &required, &header, &json, &lines, &cut, &latin, &quote, &prose, &missing, &pattern, &good];
+    let files = [
+        &cell,
+        &width,
+        &required,
+        &header,
+        &json,
+        &lines,
+        &cut,
+        &latin,
+        &quote,
+        &semicolons,
+        &prose,
+        &missing,
+        &pattern,
+        &good,
+    ];
     let arguments: Vec<&str> = files.iter().map(|file| file.as_str()).chain(["--schema", &schema]).collect();
     let (code, told, errors) = desk.convert(&arguments);
     assert_eq!(code, 1);
-    assert!(told.contains("1 files converted, 1 rows") && told.contains("12 failed"), "{told}");
+    assert!(told.contains("1 files converted, 1 rows") && told.contains("13 failed"), "{told}");
     for (file, place) in [
         (&cell, ":3: execution_time_ms: expected a number"),
         (&width, ":2: has 2 cells where 3 are expected"),
@@ -231,6 +246,7 @@ fn what_is_wrong_is_told_by_file_and_line_and_the_others_are_converted() {
         (&cut, ": the gzip data are truncated"),
         (&latin, ": line 2 is not UTF-8"),
         (&quote, ":3: has a quote that is never closed"),
+        (&semicolons, ":1: the header is a single cell with semicolons or tabs in it"),
         (&prose, ": is neither CSV nor TSV nor JSON"),
         (&missing, ": cannot be read"),
         (&pattern, ": matches no file"),
@@ -380,6 +396,30 @@ fn a_file_that_was_changed_replaces_its_rows_of_the_same_days_only() {
         desk.file("index_advisor_report.json", "{\"timestamp\": \"2025-10-30T04:00:00Z\", \"recommendations\": []}");
     assert!(desk.good(&[&empty, "--schema", &schema]).contains("0 rows"));
     assert_eq!(indexes(), ["b", "d"]);
+}
+
+#[test]
+fn a_file_that_was_corrected_to_have_no_rows_leaves_none_of_its_day() {
+    let desk = Desk::new();
+    let file = desk.file("d_20251028.csv", "n\n1\n2\n");
+    let other = desk.file("d_20251028.1.csv", "n\n3\n");
+    desk.good(&[&file, &other]);
+    assert_eq!(numbers(&desk, "d"), ["1", "2", "3"]);
+    desk.file("d_20251028.csv", "n\n");
+    let told = desk.good(&[&file, &other]);
+    assert!(told.contains("0 rows") && !told.contains("earlier content"), "{told}");
+    assert_eq!(numbers(&desk, "d"), ["3"]);
+    // The text without rows is known by now.
+    desk.file("d_20251028.1.csv", "n\n");
+    assert!(desk.good(&[&file, &other]).contains("2 skipped"));
+    assert_eq!(numbers(&desk, "d"), [""; 0]);
+    // Rows of other days stay, which is said.
+    let timed = desk.file("t.csv", table(&[1, 2]));
+    desk.good(&[&timed]);
+    desk.file("t.csv", "when,n\n");
+    let told = desk.good(&[&timed]);
+    assert!(told.contains("2 rows of its earlier content stay in other partitions"), "{told}");
+    assert_eq!(numbers(&desk, "t"), ["1", "2"]);
 }
 
 /// The files that the script for DuckDB names: all of them are there.
