@@ -10,6 +10,7 @@ use sqlx::PgPool;
 
 use super::Place;
 use super::manifest::{self, FILES, Manifest};
+use super::partition;
 use crate::config::Level;
 use crate::dataset::Kind;
 use crate::db::jobs::Lease;
@@ -190,27 +191,30 @@ fn view(place: &Place<'_>, manifest: &Manifest) -> String {
     }
     let types: Vec<String> =
         partitions.iter().map(|(name, kind)| format!("{}: {}", quoted(name), duckdb_type(*kind))).collect();
-    let read = |files: Vec<String>| {
-        format!(
-            "SELECT * FROM read_parquet([\n{}\n], hive_partitioning = true, hive_types = {{{}}})",
-            files.join(",\n"),
-            types.join(", ")
-        )
+    let read = |(is_read_from_paths, files): (bool, Vec<String>)| {
+        let paths = match is_read_from_paths {
+            true => format!("hive_partitioning = true, hive_types = {{{}}}", types.join(", ")),
+            false => "hive_partitioning = false".to_owned(),
+        };
+        format!("SELECT * FROM read_parquet([\n{}\n], {paths})", files.join(",\n"))
     };
-    let reads: Vec<String> = files_by_schema(place, manifest).into_iter().map(read).collect();
+    let reads: Vec<String> = files_that_are_alike(place, manifest).into_iter().map(read).collect();
     format!("CREATE OR REPLACE VIEW {name} AS {};\n", reads.join("\nUNION ALL BY NAME "))
 }
 
 /// The files as SQL, those with the same columns together and the newest columns first. To unite what has the same columns
-/// anyway (`union_by_name`), DuckDB would look into every file before it begins.
-fn files_by_schema(place: &Place<'_>, manifest: &Manifest) -> Vec<Vec<String>> {
+/// anyway (`union_by_name`), DuckDB would look into every file before it begins. Beside them, whether the columns of partitions
+/// are read from the paths: not where a path stands for null and for the empty text, and the file itself knows which it is.
+fn files_that_are_alike(place: &Place<'_>, manifest: &Manifest) -> Vec<(bool, Vec<String>)> {
     let newest = manifest::schema(&manifest.columns);
-    let mut schemas: BTreeMap<(bool, &str), Vec<String>> = BTreeMap::new();
+    let mut alike: BTreeMap<(bool, &str, bool), Vec<String>> = BTreeMap::new();
     for file in manifest.files() {
         let url = place.url(&format!("{}/{}", manifest.dataset, file.path)).replace('\'', "''");
-        schemas.entry((file.schema != newest, &file.schema)).or_default().push(format!("    '{url}'"));
+        let is_read_from_paths = !manifest.partitioning.keep_columns || !partition::is_null(&file.path);
+        let key = (file.schema != newest, file.schema.as_str(), is_read_from_paths);
+        alike.entry(key).or_default().push(format!("    '{url}'"));
     }
-    schemas.into_values().collect()
+    alike.into_iter().map(|((.., is_read_from_paths), files)| (is_read_from_paths, files)).collect()
 }
 
 /// Questions that are asked of most datasets, as far as its columns answer them.

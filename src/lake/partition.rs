@@ -120,9 +120,19 @@ pub fn folder(column: &str, value: Option<&str>) -> Result<String, String> {
         }),
     }
     if folder.len() > LONGEST {
-        return Err(format!("a value of `{column}` is too long for the name of a folder; partition by another column"));
+        return Err(format!(
+            "a value of `{column}`, one of {} bytes, is too long for the name of a folder, which has {LONGEST} with column and \
+             escapes; partition by another column, or remove what holds it",
+            value.map_or(0, str::len)
+        ));
     }
     Ok(folder)
+}
+
+/// Whether a part of a path stands for null and for the empty text.
+#[must_use]
+pub fn is_null(path: &str) -> bool {
+    path.split('/').filter_map(|folder| folder.split_once('=')).any(|(_, value)| value == NULL)
 }
 
 /// Whether a text in a path is null to DuckDB.

@@ -85,6 +85,7 @@ async fn readers_of_others_find_the_values_that_stand_in_paths() {
         json!({"sample_id": "S5", "note": "NULL"}),
         json!({"sample_id": "S6", "note": "null"}),
         json!({"sample_id": "S7", "note": "Null"}),
+        json!({"sample_id": "S8", "note": ""}),
     ] {
         app.store("/ingest/marks", record.to_string()).await;
     }
@@ -96,7 +97,7 @@ async fn readers_of_others_find_the_values_that_stand_in_paths() {
     let [lake, kept] = ["lake", "kept"].map(|name| folder.path().join(name).to_str().expect("UTF-8").to_owned());
     let partitionings = [
         json!({"by": ["note", "n", "is_good"]}),
-        json!({"temporal": "year,month,day", "by": ["n"], "keep_columns": true}),
+        json!({"temporal": "year,month,day", "by": ["n", "note"], "keep_columns": true}),
     ];
     for (lake, partitioning) in [&lake, &kept].into_iter().zip(partitionings) {
         run(&app.app, &Storage::open(lake).expect("storage"), "marks", partitioning).await;
