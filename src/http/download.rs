@@ -23,6 +23,7 @@ use crate::db::exports as catalogue;
 use crate::error::{Error, Result};
 use crate::export::manifest::media_type;
 use crate::export::zip::Entry;
+use crate::storage::Storage;
 
 /// Which file is wanted, and what proves that it may be had.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -135,7 +136,7 @@ pub async fn send(
         (None, [only]) => only,
         (None, _) => {
             let entries = files.into_iter().map(|file| Entry { name: file.name, path: file.path });
-            return zip::answer(http, method, archive, entries.collect());
+            return zip::answer(http, method, archive, entries.collect()).await;
         }
         (Some(number), files) => number
             .checked_sub(1)
@@ -148,6 +149,7 @@ pub async fn send(
 /// Sends a file: by a redirect to its bucket, or its bytes, of which the client may want a range.
 pub async fn send_one(http: &Http, method: &Method, headers: &HeaderMap, file: &Stored) -> Result<Response> {
     let storage = &http.app.storage;
+    check_stored(storage, &file.path).await?;
     if let Some(url) = storage.signed_url(method, &file.path, links::lifetime(&http.app)).await {
         return Ok((StatusCode::FOUND, [(LOCATION, url)]).into_response());
     }
@@ -174,17 +176,9 @@ pub async fn send_one(http: &Http, method: &Method, headers: &HeaderMap, file: &
         Some(Wanted::All) | None => (StatusCode::OK, None),
     };
     let length = part.as_ref().map_or(size, |part| part.end - part.start);
-    let body = if *method == Method::HEAD || length == 0 {
-        storage.exists(&file.path).await?.then(Body::empty)
-    } else {
-        match storage.read(&file.path, part.clone()).await {
-            Err(Error::Storage(object_store::Error::NotFound { .. })) => None,
-            read => Some(Body::from_stream(read?)),
-        }
-    };
-    let Some(body) = body else {
-        tracing::error!(file = file.path, "a file is missing from the storage");
-        return Err(Error::Gone("its file is gone from the storage: export again".into()));
+    let body = match *method == Method::HEAD || length == 0 {
+        true => Body::empty(),
+        false => Body::from_stream(storage.read(&file.path, part.clone()).await?),
     };
     let mut response = (status, base, body).into_response();
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -195,6 +189,15 @@ pub async fn send_one(http: &Http, method: &Method, headers: &HeaderMap, file: &
         }
     }
     Ok(response)
+}
+
+/// Refuses a file that the storage has lost. Whatever else is wrong with the storage is told when the file is read.
+pub async fn check_stored(storage: &Storage, path: &str) -> Result<()> {
+    if !matches!(storage.exists(path).await, Ok(false)) {
+        return Ok(());
+    }
+    tracing::error!(file = path, "a file is missing from the storage");
+    Err(Error::Gone("its file is gone from the storage: export again".into()))
 }
 
 fn header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {

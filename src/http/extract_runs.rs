@@ -275,7 +275,7 @@ pub async fn download_extract_run(
         Some(archive) => download::send_one(&http, &method, &headers, &stored(archive, name)).await?,
         None => {
             let entries = files.into_iter().map(|file| Entry { name: file.name, path: file.path });
-            zip::answer(&http, &method, &name, entries.collect())?
+            zip::answer(&http, &method, &name, entries.collect()).await?
         }
     };
     if is_first_part(&method, &headers) {

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::Http;
+use super::download::check_stored;
 use crate::error::{Error, Result};
 use crate::export::zip::{self, Entry};
 
@@ -28,12 +29,15 @@ const PIECES: usize = 4;
 /// The answer with some files of the storage.
 ///
 /// # Errors
-/// Too many others.
-pub fn answer(http: &Http, method: &Method, name: &str, entries: Vec<Entry>) -> Result<Response> {
+/// Too many others, a file that is gone.
+pub async fn answer(http: &Http, method: &Method, name: &str, entries: Vec<Entry>) -> Result<Response> {
     let headers = [
         (CONTENT_TYPE, "application/zip".to_owned()),
         (CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")),
     ];
+    for entry in &entries {
+        check_stored(&http.app.storage, &entry.path).await?;
+    }
     let (sender, receiver) = mpsc::channel(PIECES);
     let (ended, end) = oneshot::channel();
     // After a fault the connection breaks off, so that the client does not take a part for the whole.

@@ -267,6 +267,12 @@ async fn large_exports_roll_over_into_several_files_which_come_as_a_zip_or_one_b
         assert_eq!(alone, zipped);
         assert!(zipped.starts_with(b"sample_id,"));
     }
+    // A ZIP without one of them is not even begun.
+    let file = files_below(app.exports()).into_iter().find(|file| file.ends_with(".csv")).expect("file");
+    std::fs::remove_file(file).expect("remove");
+    let link = export["download_url"].as_str().expect("link");
+    problem(reqwest::get(link).await.expect("answer"), 410).await;
+    assert_eq!(reqwest::Client::new().head(link).send().await.expect("answer").status(), 410);
 }
 
 /// An export of two files, one of which holds more than any client's buffers.

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
-use crate::app::{RECORD, TestApp, eventually, gzip};
+use crate::app::{RECORD, TestApp, eventually, gzip, problem};
 use crate::exports::files_below;
 use crate::extracts::create;
 use crate::lake::{files_of, rows_of, stored_rows};
@@ -40,6 +40,9 @@ async fn an_export_to_s3_is_uploaded_in_parts_and_downloaded_by_a_presigned_link
     assert_eq!((part.status().as_u16(), part.bytes().await.expect("bytes").len()), (206, 9));
     let head = reqwest::Client::new().head(link).send().await.expect("answer");
     assert_eq!(head.headers()["content-length"], bytes.len().to_string().as_str());
+    // What is gone is said by the service, not by the bucket in XML.
+    std::fs::remove_file(objects.iter().find(|object| object.ends_with(".csv")).expect("file")).expect("remove");
+    problem(reqwest::get(link).await.expect("answer"), 410).await;
     let path = format!("/exports/{}", export["id"].as_str().expect("id"));
     assert_eq!(app.request("DELETE", &path).send().await.expect("answer").status(), 204);
     assert_eq!(stored(&s3), Vec::<String>::new());
