@@ -125,7 +125,8 @@ impl Place<'_> {
         }
         if !overwrite {
             return Err(Error::Conflict(format!(
-                "{} {why}: choose another folder, or replace all of it with `overwrite`",
+                "{} {why}: choose another folder, or replace all of it: with `--overwrite`, or `\"overwrite\": true` \
+                 beside `partition` in a request",
                 self.url(dataset)
             )));
         }
