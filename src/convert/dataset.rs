@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use chrono::Utc;
 use sha2::{Digest as _, Sha256};
+use tokio::runtime::Handle;
 
 use super::inputs::Input;
-use super::partitions::{Cut, Partitions};
+use super::partitions::{Cut, Partitions, is_unfinished};
 use super::source::{Digest, Source};
 use super::{Known, Wish, blocking, infer};
 use crate::dataset::params::Params;
@@ -35,7 +36,7 @@ const THREADS: usize = 2;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Rows after which somebody may stop the work.
-const LOOK: u64 = 4096;
+const ROWS_BETWEEN_CHECKS: u64 = 4096;
 
 /// One dataset.
 pub struct Converted<'w> {
@@ -49,6 +50,8 @@ pub struct Converted<'w> {
     /// Files that it does not name, and the catalogue maybe does: replaced ones, and what killed runs have left.
     unnamed: Vec<String>,
     saved: Option<Instant>,
+    /// Whether a manifest lies on the disk.
+    has_manifest: bool,
 }
 
 /// What is needed to take files in.
@@ -79,13 +82,23 @@ impl<'w> Converted<'w> {
     pub async fn open(wish: &'w Wish, name: &str) -> Result<Self> {
         let root = wish.output.join(name);
         let (gone, unnamed) = (Vec::new(), Vec::new());
-        let mut opened =
-            Self { wish, name: name.to_owned(), root, held: None, ready: None, gone, unnamed, saved: None };
+        let mut opened = Self {
+            wish,
+            name: name.to_owned(),
+            root,
+            held: None,
+            ready: None,
+            gone,
+            unnamed,
+            saved: None,
+            has_manifest: false,
+        };
         if !opened.root.is_dir() {
             return Ok(opened);
         }
         let storage = Storage::open(&wish.output.to_string_lossy())?;
         opened.held = Manifest::load(&storage, name).await?;
+        opened.has_manifest = opened.held.is_some();
         let place = opened.root.display();
         let why = match &opened.held {
             Some(held) if held.source != manifest::FILES => "holds rows of the service",
@@ -106,6 +119,14 @@ impl<'w> Converted<'w> {
                     )));
                 }
             } else if !is_known {
+                // A manifest comes before the first of them: it is lost.
+                if opened.held.is_none() && !is_unfinished(&file) {
+                    return Err(Error::Conflict(format!(
+                        "{place} holds converted files, and no {} that says which: put its newest copy back, or choose another \
+                         folder",
+                        manifest::FILE
+                    )));
+                }
                 opened.unnamed.push(file);
             }
         }
@@ -127,7 +148,8 @@ impl<'w> Converted<'w> {
         let sha256 = data_encoding::HEXLOWER.encode(&digest.sha256);
         let schema = self.schema();
         let held = self.held.as_ref()?;
-        let known = held.inputs.iter().find(|known| known.sha256 == sha256 && known.schema == schema)?;
+        let is_it = |known: &&manifest::Input| known.sha256 == sha256 && known.schema == schema && !known.is_partial;
+        let known = held.inputs.iter().find(is_it)?;
         let is_there = |path: &String| {
             let file = held.files().find(|file| file.path == *path);
             let size = fs::metadata(self.root.join(path)).map(|metadata| metadata.len()).ok();
@@ -171,6 +193,7 @@ impl<'w> Converted<'w> {
             name: file.input.path.to_string_lossy().into_owned(),
             also: Vec::new(),
             sha256: data_encoding::HEXLOWER.encode(&file.digest.sha256),
+            is_partial: false,
             bytes: Some(file.digest.bytes),
             schema: self.schema(),
             values: Some(self.values()),
@@ -266,10 +289,21 @@ impl<'w> Converted<'w> {
         let wish = self.wish.clone();
         let (root, stop) = (self.root.clone(), Arc::clone(stop));
         let (input, grown_from) = (self.input(&file), file.grown_from.clone());
-        let mut taken = blocking(move || convert(&file, &ready, &wish, root, &stop)).await??;
+        let announced = self.held.clone().filter(|_| !self.has_manifest && !self.wish.is_preview);
+        let name = self.name.clone();
+        let announce = move || match announced {
+            Some(manifest) => {
+                let storage = Storage::open(&wish.output.to_string_lossy())?;
+                Handle::current().block_on(manifest.save(&storage, &name))
+            }
+            None => Ok(()),
+        };
+        let wish = self.wish.clone();
+        let mut taken = blocking(move || convert(&file, &ready, &wish, root, &stop, announce)).await??;
         if self.wish.is_preview {
             return Ok(taken);
         }
+        self.has_manifest = true;
         let files = taken.partitions.iter().flat_map(|part| &part.files).map(|file| file.path.clone()).collect();
         let input = manifest::Input { rows: taken.rows, files, ..input };
         let held = self.held.as_mut().ok_or_else(internal)?;
@@ -294,12 +328,21 @@ impl<'w> Converted<'w> {
         held.save(&storage, &self.name).await?;
         self.unnamed.append(&mut self.gone);
         self.saved = Some(Instant::now());
+        self.has_manifest = true;
         Ok(())
     }
 }
 
-/// Reads a file to its end and writes its rows. After a fault nothing of it is left.
-fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &Arc<AtomicBool>) -> Result<Taken> {
+/// Reads a file to its end and writes its rows; `announce` comes before files get their names. After a fault nothing of it is
+/// left.
+fn convert(
+    file: &Known,
+    ready: &Ready,
+    wish: &Wish,
+    root: PathBuf,
+    stop: &Arc<AtomicBool>,
+    announce: impl FnOnce() -> Result<()>,
+) -> Result<Taken> {
     let dataset = &ready.plan.dataset;
     let sha256 = data_encoding::HEXLOWER.encode(&file.digest.sha256);
     let notes = [
@@ -331,7 +374,7 @@ fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &Arc<A
     };
     let mut partitions = Partitions::new(&cut);
     let rows = Source::open(&file.input, stop)?.rows(&job, |number, row| {
-        if number % LOOK == 0 && stop.load(Ordering::Relaxed) {
+        if number % ROWS_BETWEEN_CHECKS == 0 && stop.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
         partitions.push(row)
@@ -339,6 +382,7 @@ fn convert(file: &Known, ready: &Ready, wish: &Wish, root: PathBuf, stop: &Arc<A
     if !file.input.is_unchanged() {
         return Err(Error::Body("was changed while it was read: try again when it is complete".into()));
     }
+    announce()?;
     let partitions = partitions.finish()?;
     let bytes = partitions.iter().flat_map(|part| &part.files).map(|file| file.bytes).sum();
     Ok(Taken { rows, text_bytes: file.digest.bytes, bytes, kept: 0, partitions })

@@ -44,12 +44,20 @@ pub fn survey(text: impl Read) -> Result<Shape> {
         Seen::Fields(fields) if deserializer.end().is_ok() => fields,
         _ => return Ok(Shape::Values),
     };
-    let lists: Vec<&str> = fields.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| name.as_str()).collect();
+    let those = |is_it: fn(Option<&str>) -> bool| -> Vec<&str> {
+        fields.iter().filter(|(_, value)| is_it(value.as_deref())).map(|(name, _)| name.as_str()).collect()
+    };
+    let mut lists = those(|value| value.is_none());
+    if lists.is_empty() {
+        // A report without rows.
+        lists = those(|value| value == Some("[]"));
+    }
     match lists.as_slice() {
         [] => Ok(Shape::Values),
         [list] => {
             let list = (*list).to_owned();
-            let others = fields.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
+            let others = fields.into_iter().filter(|(name, _)| *name != list);
+            let others = others.filter_map(|(name, value)| Some((name, value?))).collect();
             Ok(Shape::Around { list, others })
         }
         several => {
@@ -182,9 +190,9 @@ impl Tape {
         Some(values.next()?.ok()?.get().to_owned())
     }
 
-    /// A list of objects, or an empty one.
+    /// A list of objects.
     fn holds_rows(&self) -> bool {
-        [&b":[{"[..], b":[]"].contains(&self.value.as_slice())
+        self.value == b":[{"
     }
 
     fn put(&mut self, byte: u8) {

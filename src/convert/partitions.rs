@@ -305,6 +305,11 @@ impl Cut<'_> {
     }
 }
 
+/// Whether a file has not got its name yet.
+pub fn is_unfinished(name: &str) -> bool {
+    name.ends_with('#')
+}
+
 fn unfinished(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("#");

@@ -175,7 +175,7 @@ pub fn beginnings(input: &Input, lengths: &[u64], stop: &AtomicBool) -> Result<V
     let mut lengths = lengths.iter().peekable();
     let (mut digest, mut bytes, mut found) = (Sha256::new(), 0, Vec::new());
     while lengths.peek().is_some()
-        && let Some((_, text)) = decoder.next_block()?
+        && let Some((_, text)) = decoder.next_text()?
     {
         go_on(stop)?;
         let mut rest = text.as_bytes();

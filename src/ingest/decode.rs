@@ -81,6 +81,17 @@ impl<R: Read> Decoder<R> {
     /// # Errors
     /// A damaged or incomplete body, a limit, or text that is not UTF-8.
     pub fn next_block(&mut self) -> Result<Option<(u64, &str)>, Error> {
+        let Some((first_line, text)) = self.next_text()? else { return Ok(None) };
+        // Windows tools begin a file with a byte order mark.
+        let text = if first_line == 1 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
+        Ok(Some((first_line, text)))
+    }
+
+    /// The same with all that is digested, a byte order mark too.
+    ///
+    /// # Errors
+    /// As those of [`Decoder::next_block`].
+    pub fn next_text(&mut self) -> Result<Option<(u64, &str)>, Error> {
         let first_line = self.lines_before + 1;
         self.block.copy_within(self.lines_end..self.filled, 0);
         self.filled -= self.lines_end;
@@ -91,8 +102,6 @@ impl<R: Read> Decoder<R> {
         let lines = &self.block[..self.lines_end];
         let text = simdutf8::basic::from_utf8(lines).map_err(|_| not_utf8(lines, first_line))?;
         self.lines_before += memchr::memchr_iter(b'\n', lines).count() as u64;
-        // Windows tools begin a file with a byte order mark.
-        let text = if first_line == 1 { text.strip_prefix('\u{feff}').unwrap_or(text) } else { text };
         Ok(Some((first_line, text)))
     }
 

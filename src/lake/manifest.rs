@@ -28,7 +28,7 @@ pub const FILES: &str = "files";
 const VERSION: u32 = 1;
 
 /// What helps against a manifest that somebody has damaged.
-const AGAIN: &str = "put a copy of it back, or move its folder away and write the dataset anew";
+const AGAIN: &str = "put its newest copy back, or move its folder away and write the dataset anew";
 
 /// A partitioned dataset.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -125,8 +125,11 @@ pub struct Input {
     /// Where else its text lay: a copy, or the file after it was renamed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<String>,
-    /// The digest of its text, decompressed; empty when another input has replaced a part of its rows.
+    /// The digest of its text, decompressed.
     pub sha256: String,
+    /// Whether another input has replaced a part of its rows: then it is not known any more, but the rest is of this text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_partial: bool,
     /// Bytes of that text. Unknown of inputs of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
@@ -286,7 +289,8 @@ impl Manifest {
         let mut gone = Vec::new();
         // Only now: each of two files may have got the text of the other.
         for input in found {
-            let Some(held) = self.inputs.iter().find(|held| held.is_same(input)) else { continue };
+            let is_known = |held: &&Input| held.is_same(input) && !held.is_partial;
+            let Some(held) = self.inputs.iter().find(is_known) else { continue };
             if self.inputs.iter().all(|other| other.is_same(input) || !other.has_path(&input.name)) {
                 continue;
             }
@@ -321,7 +325,8 @@ impl Manifest {
             if is_same || is_grown {
                 gone.append(&mut earlier.files);
             }
-            if is_same {
+            // A partial one has kept a path that another text has by now.
+            if is_same && !earlier.is_partial {
                 earlier.paths().for_each(|path| input.add_path(path));
             }
             !is_same && !is_grown
@@ -372,8 +377,7 @@ impl Manifest {
             });
             earlier.files = kept;
             if !out.is_empty() {
-                // What is left of it does not make the text known.
-                earlier.sha256.clear();
+                earlier.is_partial = true;
             }
             gone.extend(out);
             !earlier.files.is_empty()

@@ -9,7 +9,7 @@ use crate::dataset::{Dataset, Fault, Kind};
 const NULL: &str = "__HIVE_DEFAULT_PARTITION__";
 
 /// Bytes of a folder's name that every file system takes.
-const LONGEST: usize = 255;
+const LONGEST_FOLDER: usize = 255;
 
 /// The time that a partition covers: from its start, up to its end and without it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -30,12 +30,14 @@ impl Span {
         let year = month.with_month(1).unwrap_or(month);
         let minute = moment.trunc_subsecs(0) - TimeDelta::seconds(i64::from(moment.second()));
         let hour = minute - TimeDelta::minutes(i64::from(moment.minute()));
+        let next = |day: Option<chrono::NaiveDate>| day.map_or(DateTime::<Utc>::MAX_UTC, midnight);
+        let after = |time: DateTime<Utc>, delta| time.checked_add_signed(delta).unwrap_or(DateTime::<Utc>::MAX_UTC);
         let (start, end) = match level {
-            Level::Year => (midnight(year), midnight(year + Months::new(12))),
-            Level::Month => (midnight(month), midnight(month + Months::new(1))),
-            Level::Day => (midnight(day), midnight(day + Days::new(1))),
-            Level::Hour => (hour, hour + TimeDelta::hours(1)),
-            Level::Minute => (minute, minute + TimeDelta::minutes(1)),
+            Level::Year => (midnight(year), next(year.checked_add_months(Months::new(12)))),
+            Level::Month => (midnight(month), next(month.checked_add_months(Months::new(1)))),
+            Level::Day => (midnight(day), next(day.checked_add_days(Days::new(1)))),
+            Level::Hour => (hour, after(hour, TimeDelta::hours(1))),
+            Level::Minute => (minute, after(minute, TimeDelta::minutes(1))),
         };
         Self { start, end }
     }
@@ -119,9 +121,9 @@ pub fn folder(column: &str, value: Option<&str>) -> Result<String, String> {
             letter => folder.push(letter),
         }),
     }
-    if folder.len() > LONGEST {
+    if folder.len() > LONGEST_FOLDER {
         return Err(format!(
-            "a value of `{column}`, one of {} bytes, is too long for the name of a folder, which has {LONGEST} with column and \
+            "a value of `{column}`, one of {} bytes, is too long for the name of a folder, which has {LONGEST_FOLDER} with column and \
              escapes; partition by another column, or remove what holds it",
             value.map_or(0, str::len)
         ));
@@ -200,6 +202,9 @@ mod tests {
             // Clocks change in many places; UTC knows nothing of it.
             (Level::Hour, "2026-03-08T02:30:00Z", "2026-03-08T02:00:00", "2026-03-08T03:00:00"),
             (Level::Minute, "2026-12-31T23:59:59.999999Z", "2026-12-31T23:59:00", "2027-01-01T00:00:00"),
+            // The last year that there is.
+            (Level::Year, "+262142-12-31T01:00:00Z", "+262142-01-01T00:00:00", "+262142-12-31T23:59:59.999999999"),
+            (Level::Day, "+262142-12-31T01:00:00Z", "+262142-12-31T00:00:00", "+262142-12-31T23:59:59.999999999"),
         ] {
             assert_eq!(span(level, moment), (format!("{start}+00:00"), format!("{end}+00:00")));
         }

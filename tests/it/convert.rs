@@ -422,6 +422,70 @@ fn a_file_that_was_corrected_to_have_no_rows_leaves_none_of_its_day() {
     assert_eq!(numbers(&desk, "t"), ["1", "2"]);
 }
 
+#[test]
+fn a_folder_without_its_manifest_is_left_alone_and_what_none_names_goes() {
+    let desk = Desk::new();
+    let file = desk.file("d_20251028.csv", "n\n1\n2\n");
+    let other = desk.file("d_20251029.csv", "n\n3\n");
+    desk.good(&[&file, &other]);
+    let root = desk.out().join("d");
+    let kept = fs::read(root.join("_manifest.json")).expect("manifest");
+    let before = files_below(&root);
+    fs::remove_file(root.join("_manifest.json")).expect("remove");
+    let (code, _, errors) = desk.convert(&[&file]);
+    assert!(code == 1 && errors.contains("holds converted files, and no _manifest.json that says which"), "{errors}");
+    fs::write(root.join("_manifest.json"), &kept).expect("manifest");
+    assert_eq!(files_below(&root), before);
+    // As a run leaves it that is killed as its first files get their names.
+    let mut begun: Value = serde_json::from_slice(&kept).expect("JSON");
+    (begun["inputs"], begun["partitions"]) = (Value::Array(Vec::new()), Value::Array(Vec::new()));
+    fs::write(root.join("_manifest.json"), begun.to_string()).expect("manifest");
+    desk.good(&[&file, &other]);
+    assert_eq!(numbers(&desk, "d"), ["1", "2", "3"]);
+    assert_eq!(files_below(&root).len(), 3);
+}
+
+#[test]
+fn a_text_of_which_a_part_was_displaced_is_whole_again_under_another_name() {
+    let desk = Desk::new();
+    let day = |day: u32, n: u32| format!("2025-10-{day},{n}\n");
+    let old = format!("when,n\n{}{}", day(28, 1), day(29, 2));
+    let app = desk.file("app.csv", &old);
+    desk.good(&[&app]);
+    desk.file("app.csv", format!("when,n\n{}", day(29, 3)));
+    desk.good(&[&app]);
+    assert_eq!(numbers(&desk, "app"), ["1", "3"]);
+    // It was rotated late, and has grown another time.
+    let rotated = desk.file("app.1.csv", &old);
+    desk.good(&[&app, &rotated]);
+    assert_eq!(numbers(&desk, "app"), ["1", "2", "3"]);
+    assert!(desk.good(&[&app, &rotated]).contains("2 skipped"));
+}
+
+#[test]
+fn a_file_with_a_byte_order_mark_that_grew_before_it_was_rotated_replaces_its_rows() {
+    let desk = Desk::new();
+    let app = desk.file("app.csv", format!("\u{feff}{}", table(&[1, 2])));
+    desk.good(&[&app]);
+    let rotated = desk.file("app.1.csv", format!("\u{feff}{}", table(&[1, 2, 3])));
+    desk.file("app.csv", "when,n\n2025-10-29,4\n");
+    desk.good(&[&app, &rotated]);
+    assert_eq!(numbers(&desk, "app"), ["1", "2", "3", "4"]);
+}
+
+#[test]
+fn an_empty_list_beside_the_rows_of_a_report_is_one_of_its_fields() {
+    let desk = Desk::new();
+    let report = |rows: &str| format!("{{\"rows\": {rows}, \"errors\": [], \"when\": \"2025-10-28T00:00:00Z\"}}");
+    let file = desk.file("report.json", report("[{\"n\": 1}, {\"n\": 2}]"));
+    desk.good(&[&file]);
+    assert_eq!(desk.rows("report").len(), 2);
+    assert!(desk.rows("report").iter().all(|row| row.contains("errors=[]")), "{:?}", desk.rows("report"));
+    // Which of two empty lists would have the rows, nobody knows.
+    let (code, _, errors) = desk.convert(&[&desk.file("report.json", report("[]"))]);
+    assert!(code == 1 && errors.contains("several lists of objects"), "{errors}");
+}
+
 /// The files that the script for DuckDB names: all of them are there.
 fn named_by_script(desk: &Desk) -> Vec<String> {
     let script = fs::read_to_string(desk.out().join("duckdb.sql")).expect("script");
