@@ -11,68 +11,82 @@ use crate::config::{LogConfig, LogFormat};
 use crate::error::{Error, Result};
 use crate::ingest::Receipt;
 
-/// Rows stored, by dataset.
-pub const INGEST_ROWS: &str = "nvd_ingest_rows_total";
-/// Decompressed bytes of stored bodies, by dataset.
-pub const INGEST_BYTES: &str = "nvd_ingest_bytes_total";
-/// Bodies, by dataset and result: `stored`, `replayed`, or the reason of the refusal.
-pub const INGEST_SUBMISSIONS: &str = "nvd_ingest_submissions_total";
-/// From the first byte of a body to its answer, by dataset.
-pub const INGEST_SECONDS: &str = "nvd_ingest_duration_seconds";
-/// Uploads that wait or run.
-pub const INGEST_QUEUE: &str = "nvd_ingest_queue_uploads";
-/// Requests, by method, route and status.
-pub const HTTP_REQUESTS: &str = "nvd_http_requests_total";
-/// From a request's head to its answer's head, by method and route.
-pub const HTTP_SECONDS: &str = "nvd_http_request_duration_seconds";
-/// Connections of the pool, by state: `idle` or `used`.
-pub const POOL_CONNECTIONS: &str = "nvd_database_pool_connections";
-/// Attempts to export, by dataset and result: `completed`, `lost`, or the reason of the failure.
-pub const EXPORTS: &str = "nvd_exports_total";
-/// Rows of complete exports, by dataset.
-pub const EXPORT_ROWS: &str = "nvd_export_rows_total";
-/// Bytes of complete exports, by dataset.
-pub const EXPORT_BYTES: &str = "nvd_export_bytes_total";
-/// From the claim of an export to its end, by dataset.
-pub const EXPORT_SECONDS: &str = "nvd_export_duration_seconds";
-/// Age of the newest complete export that is whole, by dataset.
-pub const EXPORT_AGE: &str = "nvd_export_newest_age_seconds";
-/// When the next scheduled export is due, in seconds since 1970, by dataset.
-pub const EXPORT_NEXT: &str = "nvd_export_next_run_timestamp_seconds";
-/// Files of complete exports that are missing from the storage.
-pub const EXPORT_MISSING: &str = "nvd_export_missing_files";
-/// Runs of partitioned datasets, by dataset and result: `completed`, or the reason of the failure.
-pub const LAKE_RUNS: &str = "nvd_lake_runs_total";
-/// Rows that were written to partitioned datasets, by dataset.
-pub const LAKE_ROWS: &str = "nvd_lake_rows_total";
-/// Bytes that were written to partitioned datasets, by dataset.
-pub const LAKE_BYTES: &str = "nvd_lake_bytes_total";
-/// From the start of a run to its end, by dataset.
-pub const LAKE_SECONDS: &str = "nvd_lake_duration_seconds";
-/// When a partitioned dataset was last brought up to date, in seconds since 1970, by dataset.
-pub const LAKE_UPDATED: &str = "nvd_lake_updated_timestamp_seconds";
-/// Rows that LabKey took, by dataset.
-pub const LABKEY_UPLOADED: &str = "labkey_records_uploaded";
-/// What kept rows from LabKey, by dataset and reason: `invalid`, `permission`, `configuration`, `authentication`,
-/// `unavailable`, `removal`, `contradiction`, `incomplete`, or the reason of an error of ours.
-pub const LABKEY_ERRORS: &str = "labkey_sync_errors";
-/// Rows that still are to be delivered, by dataset.
-pub const LABKEY_PENDING: &str = "nvd_labkey_pending_rows";
-/// Rows that LabKey refused, by dataset.
-pub const LABKEY_FAILED: &str = "nvd_labkey_failed_rows";
-/// Seconds for which the oldest row that is to be delivered has waited, by dataset.
-pub const LABKEY_OLDEST: &str = "nvd_labkey_oldest_pending_age_seconds";
-/// From a request's first byte to LabKey's answer, by dataset.
-pub const LABKEY_SECONDS: &str = "nvd_labkey_delivery_duration_seconds";
-/// Requests whose end was unknown, by dataset and what was found: `there`, `missing`, `twice`, `merged again`.
-pub const LABKEY_RECONCILED: &str = "nvd_labkey_reconciled_total";
-/// 1 while LabKey is left alone because it did not answer.
-pub const LABKEY_PAUSED: &str = "nvd_labkey_breaker_open";
+/// Declares metrics: how each is described to the exporter, its constant, its name and its meaning.
+macro_rules! metrics_are {
+    ($($describe:ident $constant:ident $name:literal $meaning:literal)*) => {
+        $(#[doc = $meaning] pub const $constant: &str = $name;)*
 
-/// Runs of extracts that ended, by result: `completed`, `failed` or `cancelled`.
-pub const EXTRACT_RUNS: &str = "nvd_extract_runs_total";
-/// Attempts to send a notice, by webhook and result: `sent` or `refused`.
-pub const NOTICES: &str = "nvd_notices_total";
+        /// The names of all metrics, and what each says.
+        pub const METRICS: &[(&str, &str)] = &[$(($name, $meaning)),*];
+
+        fn describe() {
+            $(metrics::$describe!($name, $meaning);)*
+        }
+    };
+}
+
+metrics_are! {
+    describe_counter INGEST_ROWS "nvd_ingest_rows_total"
+        "Rows stored, by dataset"
+    describe_counter INGEST_BYTES "nvd_ingest_bytes_total"
+        "Decompressed bytes of stored bodies, by dataset"
+    describe_counter INGEST_SUBMISSIONS "nvd_ingest_submissions_total"
+        "Bodies, by dataset and result: `stored`, `replayed`, or the reason of the refusal"
+    describe_histogram INGEST_SECONDS "nvd_ingest_duration_seconds"
+        "From the first byte of a body to its answer, by dataset"
+    describe_gauge INGEST_QUEUE "nvd_ingest_queue_uploads"
+        "Uploads that wait or run"
+    describe_counter HTTP_REQUESTS "nvd_http_requests_total"
+        "Requests, by method, route and status"
+    describe_histogram HTTP_SECONDS "nvd_http_request_duration_seconds"
+        "From the head of a request to the head of its answer, by method and route"
+    describe_gauge POOL_CONNECTIONS "nvd_database_pool_connections"
+        "Connections to the database, by state: `idle` or `used`"
+    describe_counter EXPORTS "nvd_exports_total"
+        "Attempts to export, by dataset and result: `completed`, `lost`, or the reason of the failure"
+    describe_counter EXPORT_ROWS "nvd_export_rows_total"
+        "Rows of complete exports, by dataset"
+    describe_counter EXPORT_BYTES "nvd_export_bytes_total"
+        "Bytes of complete exports, by dataset"
+    describe_histogram EXPORT_SECONDS "nvd_export_duration_seconds"
+        "From the claim of an export to its end, by dataset"
+    describe_gauge EXPORT_AGE "nvd_export_newest_age_seconds"
+        "Age of the newest whole export, by dataset; without one, of the first rows of the dataset"
+    describe_gauge EXPORT_NEXT "nvd_export_next_run_timestamp_seconds"
+        "When the next scheduled export is due, in seconds since 1970, by dataset"
+    describe_gauge EXPORT_MISSING "nvd_export_missing_files"
+        "Files of complete exports that are missing from the storage"
+    describe_counter LAKE_RUNS "nvd_lake_runs_total"
+        "Runs of partitioned datasets, by dataset and result: `completed`, or the reason of the failure"
+    describe_counter LAKE_ROWS "nvd_lake_rows_total"
+        "Rows written to partitioned datasets, by dataset"
+    describe_counter LAKE_BYTES "nvd_lake_bytes_total"
+        "Bytes written to partitioned datasets, by dataset"
+    describe_histogram LAKE_SECONDS "nvd_lake_duration_seconds"
+        "From the start of a run of a partitioned dataset to its end, by dataset"
+    describe_gauge LAKE_UPDATED "nvd_lake_updated_timestamp_seconds"
+        "When a partitioned dataset was last brought up to date, in seconds since 1970, by dataset"
+    describe_counter LABKEY_UPLOADED "labkey_records_uploaded"
+        "Rows that LabKey took, by dataset"
+    describe_counter LABKEY_ERRORS "labkey_sync_errors"
+        "What kept rows from LabKey, by dataset and reason"
+    describe_gauge LABKEY_PENDING "nvd_labkey_pending_rows"
+        "Rows that still are to be delivered to LabKey, by dataset"
+    describe_gauge LABKEY_FAILED "nvd_labkey_failed_rows"
+        "Rows that LabKey refused, by dataset"
+    describe_gauge LABKEY_OLDEST "nvd_labkey_oldest_pending_age_seconds"
+        "How long the oldest row that is to be delivered has waited, by dataset"
+    describe_histogram LABKEY_SECONDS "nvd_labkey_delivery_duration_seconds"
+        "From the first byte of a delivery to LabKey's answer, by dataset"
+    describe_counter LABKEY_RECONCILED "nvd_labkey_reconciled_total"
+        "Deliveries whose end was unknown, by dataset and what was found: `there`, `missing`, `twice`, `merged again`"
+    describe_gauge LABKEY_PAUSED "nvd_labkey_breaker_open"
+        "1 while LabKey is left alone because it did not answer"
+    describe_counter EXTRACT_RUNS "nvd_extract_runs_total"
+        "Runs of extracts that ended, by result: `completed`, `failed` or `cancelled`"
+    describe_counter NOTICES "nvd_notices_total"
+        "Attempts to send a notice, by webhook and result: `sent` or `refused`"
+}
 
 /// Upper bounds of the buckets of all durations, in seconds.
 const SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
@@ -109,43 +123,6 @@ pub fn metrics() -> Result<PrometheusHandle> {
         Some(handle)
     });
     handle.clone().ok_or_else(|| Error::Internal("metrics cannot be recorded".into()))
-}
-
-fn describe() {
-    use metrics::{describe_counter, describe_gauge, describe_histogram};
-    describe_counter!(INGEST_ROWS, "Rows stored");
-    describe_counter!(INGEST_BYTES, "Decompressed bytes of stored bodies");
-    describe_counter!(INGEST_SUBMISSIONS, "Bodies by result: stored, replayed, or the reason of the refusal");
-    describe_histogram!(INGEST_SECONDS, "From the first byte of a body to its answer");
-    describe_gauge!(INGEST_QUEUE, "Uploads that wait or run");
-    describe_counter!(EXPORTS, "Attempts to export by result: completed, lost, or the reason of the failure");
-    describe_counter!(EXPORT_ROWS, "Rows of complete exports");
-    describe_counter!(EXPORT_BYTES, "Bytes of complete exports");
-    describe_histogram!(EXPORT_SECONDS, "From the claim of an export to its end");
-    describe_gauge!(
-        EXPORT_AGE,
-        "Age of the newest complete export of all rows and columns; without one, of the rows of the dataset"
-    );
-    describe_gauge!(EXPORT_NEXT, "When the next scheduled export is due");
-    describe_gauge!(EXPORT_MISSING, "Files of complete exports that are missing from the storage");
-    describe_counter!(LAKE_RUNS, "Runs of partitioned datasets by result: completed, or the reason of the failure");
-    describe_counter!(LAKE_ROWS, "Rows written to partitioned datasets");
-    describe_counter!(LAKE_BYTES, "Bytes written to partitioned datasets");
-    describe_histogram!(LAKE_SECONDS, "From the start of a run of a partitioned dataset to its end");
-    describe_gauge!(LAKE_UPDATED, "When a partitioned dataset was last brought up to date");
-    describe_counter!(EXTRACT_RUNS, "Runs of extracts that ended by result: completed, failed or cancelled");
-    describe_counter!(NOTICES, "Attempts to send a notice by result: sent or refused");
-    describe_counter!(LABKEY_UPLOADED, "Rows that LabKey took");
-    describe_counter!(LABKEY_ERRORS, "What kept rows from LabKey, by reason");
-    describe_gauge!(LABKEY_PENDING, "Rows that still are to be delivered to LabKey");
-    describe_gauge!(LABKEY_FAILED, "Rows that LabKey refused");
-    describe_gauge!(LABKEY_OLDEST, "How long the oldest row that is to be delivered has waited");
-    describe_histogram!(LABKEY_SECONDS, "From a delivery's first byte to LabKey's answer");
-    describe_counter!(LABKEY_RECONCILED, "Deliveries whose end was unknown, by what LabKey held");
-    describe_gauge!(LABKEY_PAUSED, "1 while LabKey is left alone because it did not answer");
-    describe_counter!(HTTP_REQUESTS, "Requests by method, route and status");
-    describe_histogram!(HTTP_SECONDS, "From the head of a request to the head of its answer");
-    describe_gauge!(POOL_CONNECTIONS, "Database connections by state");
 }
 
 /// Counts one body.
@@ -270,4 +247,17 @@ pub fn labkey_paused(is_paused: bool) {
 /// Tells how many files of exports are missing.
 pub fn missing_files(count: u32) {
     metrics::gauge!(EXPORT_MISSING).set(count);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_tells_of_every_metric() {
+        let readme = include_str!("../README.md");
+        for (name, meaning) in METRICS {
+            assert!(readme.contains(&format!("| `{name}` | {meaning} |")), "{name}");
+        }
+    }
 }

@@ -21,27 +21,28 @@ pub async fn healthz() -> &'static str {
     "ok"
 }
 
-/// Tells whether requests can be served: the database answers and is up to date.
+/// Tells whether requests can be served: the database answers, is up to date, and takes writes.
 #[utoipa::path(get, path = "/readyz", operation_id = "get_readiness", tag = "system",
     responses((status = 200, description = "Requests are served", body = String, content_type = "text/plain", example = "ready")))]
 pub async fn readyz(State(http): State<Http>) -> Result<&'static str, Problem> {
     if !http.app.is_ready.load(Ordering::Acquire) {
         return Err(super::not_ready().into());
     }
-    let answer = sqlx::query("-- system.ready\nSELECT 1").execute(&http.app.pool);
-    match tokio::time::timeout(Duration::from_secs(3), answer).await {
-        Ok(Ok(_)) => Ok("ready"),
+    let is_read_only = "-- system.ready\nSELECT current_setting('transaction_read_only')::boolean";
+    let answer = sqlx::query_scalar::<_, bool>(is_read_only).fetch_one(&http.app.pool);
+    let what = match tokio::time::timeout(Duration::from_secs(3), answer).await {
+        Ok(Ok(false)) => return Ok("ready"),
+        Ok(Ok(true)) => "the database takes no writes, as a standby does",
         Ok(Err(error)) => {
             tracing::warn!(%error, "the database does not answer");
-            Err(unreachable().into())
+            UNREACHABLE
         }
-        Err(_) => Err(unreachable().into()),
-    }
+        Err(_) => UNREACHABLE,
+    };
+    Err(Error::Busy { what, retry_after: Duration::from_secs(5) }.into())
 }
 
-fn unreachable() -> Error {
-    Error::Busy { what: "the database does not answer", retry_after: Duration::from_secs(5) }
-}
+const UNREACHABLE: &str = "the database does not answer";
 
 /// Everything that is counted, in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", operation_id = "get_metrics", tag = "system",

@@ -28,6 +28,27 @@ async fn a_closed_database_is_told_by_readiness_and_retryable_for_uploads() {
 }
 
 #[tokio::test]
+async fn a_database_that_takes_no_writes_is_told_by_readiness() {
+    let app = TestApp::start().await;
+    let name: String = app.scalar("SELECT current_database()::text").await;
+    let read_only = format!("ALTER DATABASE \"{name}\" SET default_transaction_read_only = on");
+    sqlx::query(sqlx::AssertSqlSafe(read_only)).execute(&app.pool).await.expect("standby");
+    // Connections of before would still write.
+    let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    eventually("the service has new connections", async || {
+        drop(sqlx::query(others).execute(&app.pool).await);
+        let answer = reqwest::get(format!("{}/readyz", app.url)).await.expect("answer");
+        let status = answer.status();
+        status == 503 && answer.text().await.expect("problem").contains("takes no writes")
+    })
+    .await;
+    let answer = app.post("/ingest-gottcha2", RECORD).send().await.expect("answer");
+    assert!(answer.headers().contains_key("retry-after"));
+    problem(answer, 503).await;
+}
+
+#[tokio::test]
 async fn rows_bytes_durations_replays_and_refusals_are_counted() {
     let app = TestApp::start().await;
     app.store("/ingest-gottcha2", RECORD).await;
