@@ -23,7 +23,7 @@ use crate::serve::Database;
 use crate::storage::Storage;
 
 /// How often the bar moves.
-pub(super) const LOOK: Duration = Duration::from_millis(200);
+pub(super) const POLL: Duration = Duration::from_millis(200);
 
 /// How long a job of ours may take to stop.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -175,7 +175,7 @@ async fn interrupted<T>(lease: &Lease, bar: &ProgressBar) -> Result<T> {
     let mut interrupted = std::pin::pin!(super::interrupted());
     loop {
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => show(bar, &lease.progress),
+            () = tokio::time::sleep(POLL) => show(bar, &lease.progress),
             () = &mut interrupted => {
                 lease.cancel();
                 // The engine sees it at once, and cleans up.
@@ -234,7 +234,7 @@ async fn follow(app: &App, id: Uuid, bar: &ProgressBar) -> Result<Job> {
         let number = |name: &str| job.progress.get(name).and_then(Value::as_u64).unwrap_or_default();
         bar.set_length(number("total_rows"));
         bar.set_position(number("rows"));
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -10,7 +10,7 @@ use chrono::{NaiveDate, NaiveTime};
 use clap::Args;
 use uuid::Uuid;
 
-use super::export::{LOOK, bar, show};
+use super::export::{POLL, bar, show};
 use crate::app::App;
 use crate::config::{Partitioning, Temporal};
 use crate::dataset::Dataset;
@@ -168,7 +168,7 @@ async fn write(app: &App, wish: &Wish, place: &Place<'_>) -> Result<Outcome> {
     let ended = loop {
         tokio::select! {
             ended = &mut running => break ended,
-            () = tokio::time::sleep(LOOK) => show(&bar, &lease.progress),
+            () = tokio::time::sleep(POLL) => show(&bar, &lease.progress),
             () = &mut interrupted, if !lease.is_cancelled() => lease.cancel(),
         }
     };

@@ -166,7 +166,7 @@ const LOCKS: usize = 2;
 const MOST_UPLOADS: usize = 900;
 /// PostgreSQL of our own takes 100.
 const MOST_EMBEDDED: u32 = 80;
-const LONGEST: Duration = Duration::from_hours(24);
+const LONGEST_DURATION: Duration = Duration::from_hours(24);
 
 /// Limits for each token.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -278,9 +278,9 @@ impl Config {
         // Some are left to the command line, and to PostgreSQL itself.
         let own = self.database.url.is_some() || connections <= MOST_EMBEDDED;
         check(own, "database.max_connections", "must be at most 80 with the embedded PostgreSQL");
-        let patience = Duration::from_secs(1)..=LONGEST;
+        let patience = Duration::from_secs(1)..=LONGEST_DURATION;
         check(patience.contains(&self.database.acquire_timeout), "database.acquire_timeout", "must be 1s to 24h");
-        check(self.server.shutdown_deadline <= LONGEST, "server.shutdown_deadline", "must be at most 24h");
+        check(self.server.shutdown_deadline <= LONGEST_DURATION, "server.shutdown_deadline", "must be at most 24h");
         check(self.limits.queue <= MOST_QUEUED, "limits.queue", "must be at most 1000000");
         let is_postgres = |url: &Secret| ["postgres://", "postgresql://"].iter().any(|it| url.expose().starts_with(it));
         let url = self.database.url.as_ref();
@@ -349,7 +349,7 @@ impl Config {
             check(size.as_u64() >= 1, key, "must be at least 1B");
         }
         check(!ingest.idle_timeout.is_zero(), "ingest.idle_timeout", "must be longer than 0s");
-        check(ingest.idle_timeout <= LONGEST, "ingest.idle_timeout", "must be at most 24h");
+        check(ingest.idle_timeout <= LONGEST_DURATION, "ingest.idle_timeout", "must be at most 24h");
     }
 
     fn check_export(&self, check: &mut impl FnMut(bool, &'static str, &str)) {
@@ -363,7 +363,7 @@ impl Config {
         let taken = export.slots.saturating_mul(export.connections + LOCKS);
         let rest = "times (export.connections + 2) must be below database.max_connections, for requests need some, too";
         check(taken < self.database.max_connections as usize, "export.slots", rest);
-        check((Duration::from_secs(3)..=LONGEST).contains(&export.lease), "export.lease", "must be 3s to 24h");
+        check((Duration::from_secs(3)..=LONGEST_DURATION).contains(&export.lease), "export.lease", "must be 3s to 24h");
         check((1..=8760).contains(&export.job_retention_hours), "export.job_retention_hours", "must be 1 to 8760");
         check(export.max_attempts >= 1, "export.max_attempts", "must be at least 1");
         // Longer signatures are refused by S3.

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::lake::manifest::ColumnNote;
 
 /// Letters of a name that every part of the service takes.
-const LONGEST: usize = 40;
+const LONGEST_NAME: usize = 40;
 
 /// Columns that a dataset has at most, as a table of PostgreSQL. Memory and time grow with them.
 const MOST_COLUMNS: usize = 1600;
@@ -364,7 +364,7 @@ pub fn identifier(name: &str) -> String {
             _ => plain.push('_'),
         }
     }
-    plain.truncate(LONGEST);
+    plain.truncate(LONGEST_NAME);
     if !plain.starts_with(|first: char| first.is_ascii_lowercase()) || plain.starts_with("labkey_") {
         plain = format!("c_{}", plain.trim_start_matches('_'));
     }

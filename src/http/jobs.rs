@@ -24,7 +24,7 @@ use crate::labkey::report::DatasetReport;
 use crate::lake;
 
 /// How often a stream of events looks for news.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(500);
 
 /// How far a job is.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -224,7 +224,7 @@ fn events(http: Http, id: Uuid) -> impl Stream<Item = Result<Event, Infallible>>
                 return Some((Ok(event), (http, told, ended)));
             }
             // Whoever follows asks again, and finds another replica or this one started anew.
-            http.app.stopping.run_until_cancelled(tokio::time::sleep(LOOK)).await?;
+            http.app.stopping.run_until_cancelled(tokio::time::sleep(POLL)).await?;
         }
     })
 }

@@ -27,7 +27,7 @@ use crate::labkey::report::DatasetReport;
 use crate::labkey::{Labkey, sync};
 
 /// How often the end of a sync is looked for.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 
 /// Which datasets are delivered, and whether for good.
 #[derive(Debug, Deserialize, utoipa::IntoParams)]
@@ -125,7 +125,7 @@ pub async fn sync_labkey(State(http): State<Http>, Query(query): Query<SyncQuery
             if Instant::now() >= deadline {
                 return Ok(accepted(&http, &job).await?);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
             job = find(&http, job.id).await?;
             // One that ran before may have looked for the last time before our rows came.
             if job.state == "completed" && !is_new {

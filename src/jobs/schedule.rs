@@ -24,7 +24,7 @@ use crate::lake::partition;
 use crate::telemetry;
 
 /// When schedules are looked at: a cron expression of seconds, since daylight saving time moves the hours of others.
-const LOOK: &str = "*/1 * * * * *";
+const EVERY_SECOND: &str = "*/1 * * * * *";
 
 /// When retention runs.
 const CLEAR: &str = "30 */10 * * * *";
@@ -234,7 +234,7 @@ impl Clock {
     pub async fn start(app: &App) -> Result<Self> {
         let schedules = Arc::new(Schedules::new(all(app)?));
         let clock = JobScheduler::new().await.map_err(fault)?;
-        add(&clock, LOOK, app, move |app| {
+        add(&clock, EVERY_SECOND, app, move |app| {
             let schedules = Arc::clone(&schedules);
             async move { schedules.run_due(&app, Utc::now()).await }
         })

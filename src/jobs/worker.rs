@@ -17,7 +17,7 @@ use crate::db::jobs::{self, Beat, Job, Lease};
 use crate::error::{Error, Result};
 
 /// How often a worker looks for jobs that others have made.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_secs(1);
 
 /// How often a running job tells how far it is, and hears whether it shall stop.
 const BEAT: Duration = Duration::from_millis(500);
@@ -33,7 +33,7 @@ const GIVE_BACK: Duration = Duration::from_secs(10);
 const CONFIGURED: [&str; 3] = ["dataset", "LabKey list of the dataset", "webhook"];
 
 /// How long a job waits for a replica that knows what it is about.
-const STRANGE: TimeDelta = TimeDelta::hours(6);
+const REPLICA_WAIT: TimeDelta = TimeDelta::hours(6);
 
 /// The workers of this process.
 pub struct Workers {
@@ -126,7 +126,7 @@ async fn work(
 async fn wait(app: &App, stop: &CancellationToken) {
     tokio::select! {
         () = app.new_job.notified() => {}
-        () = tokio::time::sleep(LOOK) => {}
+        () = tokio::time::sleep(POLL) => {}
         () = stop.cancelled() => {}
     }
 }
@@ -170,7 +170,7 @@ async fn conclude(app: &App, job: &Job, lease: &Lease, error: &Error, is_stoppin
         return Ok(is_ours);
     }
     let is_strange = matches!(error, Error::NotFound { what, .. } if CONFIGURED.contains(what))
-        && Utc::now() - job.created_at < STRANGE;
+        && Utc::now() - job.created_at < REPLICA_WAIT;
     if is_strange || matches!(error, Error::Locked(_)) {
         tracing::info!(job = %job.id, reason = report, "job waits until another process has ended, or takes it");
         return jobs::give_back(&app.pool, lease, backoff(job.attempt), &report).await;

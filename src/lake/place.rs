@@ -21,13 +21,13 @@ use crate::storage::{Listed, Storage};
 const PATIENCE: Duration = Duration::from_secs(45);
 
 /// How often it tries.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(500);
 
 /// Digits that the names of files of one run share.
 const RUN_DIGITS: usize = 12;
 
 /// Why files without a manifest are not touched.
-const STRANGE: &str = "holds files that this dataset did not write";
+const HOLDS_OTHERS: &str = "holds files that this dataset did not write";
 
 /// A folder with a folder for each dataset.
 #[derive(Debug, Clone, Copy)]
@@ -86,7 +86,7 @@ impl Place<'_> {
                 )));
             }
             tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL) => {}
                 () = lease.cancelled() => return Err(Error::Cancelled),
             }
         }
@@ -111,7 +111,7 @@ impl Place<'_> {
                 self.refuse_losses(&held, &new, overwrite)?;
                 return Ok((held, Found::Ours));
             }
-            Ok(None) => STRANGE,
+            Ok(None) => HOLDS_OTHERS,
             Err(error @ Error::Environment(_)) if !overwrite => return Err(error),
             Err(Error::Environment(_)) => "holds a manifest that cannot be read",
             Err(error) => return Err(error),
@@ -120,7 +120,7 @@ impl Place<'_> {
         // What is unfinished no reader takes for data, and nobody else gives such names.
         files.retain(|file| file != FILE && !(file.contains('#') && is_of_a_run(dataset, file)));
         catalogue::refuse_others(self, Some(dataset), false).await?;
-        if files.is_empty() && why == STRANGE {
+        if files.is_empty() && why == HOLDS_OTHERS {
             return Ok((new, Found::Empty));
         }
         if !overwrite {

@@ -30,7 +30,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 const SILENCE: Duration = Duration::from_mins(5);
 
 /// The longest time to go on, as good as for ever. A clock cannot hold every duration that can be written down.
-const LONGEST: Duration = Duration::from_hours(24 * 365);
+const LONGEST_TIME: Duration = Duration::from_hours(24 * 365);
 
 /// What to do when the service has other content under the key of a file.
 const OTHER_CONTENT: &str = "send it again under another key, or remove the submission first";
@@ -90,7 +90,7 @@ impl Uploader {
         };
         let client = tls::client(options)
             .map_err(|error| Error::Environment(format!("HTTP cannot be set up: {}", causes(&error))))?;
-        Ok(Self { client, access, deadline: Instant::now() + max_time.min(LONGEST) })
+        Ok(Self { client, access, deadline: Instant::now() + max_time.min(LONGEST_TIME) })
     }
 
     /// Sends one file. It is stored once, however many tries it takes.
