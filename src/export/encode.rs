@@ -23,6 +23,17 @@ pub struct Part {
     pub stats: Stats,
 }
 
+impl Part {
+    /// Bytes that it takes in memory while it waits for its turn; a row group never does.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        match &self.body {
+            Body::RowGroup(_) => 0,
+            Body::Text(text) => text.len(),
+        }
+    }
+}
+
 /// The encoded rows of a part.
 pub enum Body {
     /// The columns of one row group.

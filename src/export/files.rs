@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 use zstd::zstd_safe::CParameter;
 
+use super::backlog::Backlog;
 use super::encode::{Body, Part, Stats};
 use super::parquet::{File, Layout};
 use super::spec::{Compression, Format, Plan};
@@ -24,8 +25,8 @@ const WINDOW_LOG: u32 = 23;
 
 /// What encoders hand over.
 pub enum Encoded {
-    /// A part of that range of the table.
-    Part(usize, Part),
+    /// A part of that range of the table, and the bytes that it takes up of the backlog.
+    Part(usize, Part, usize),
     /// The range has no more parts.
     End(usize),
 }
@@ -52,7 +53,7 @@ pub struct Written {
 /// Writes the parts of all ranges in the order of the table, each file up to `file_size` bytes and a part more.
 ///
 /// `tickets` gets one back for each range that is written: readers take one for each range that they begin, so that
-/// few ranges wait in memory for their turn. Where order does not matter, all is one range.
+/// few ranges wait in memory for their turn; their bytes are bounded by `backlog`. Where order does not matter, all is one range.
 ///
 /// # Errors
 /// A fault of encoding, or an uploader that has given up.
@@ -61,27 +62,29 @@ pub fn write(
     layout: &Layout,
     file_size: u64,
     mut encoded: mpsc::Receiver<Encoded>,
-    tickets: Option<&Semaphore>,
+    (tickets, backlog): (Option<&Semaphore>, &Backlog),
     output: &mpsc::Sender<Output>,
 ) -> Result<()> {
     let mut files = Files { plan, layout, file_size, output, open: None, count: 0 };
-    let mut waiting: BTreeMap<usize, (Vec<Part>, bool)> = BTreeMap::new();
+    let mut waiting: BTreeMap<usize, (Vec<(Part, usize)>, bool)> = BTreeMap::new();
     let mut current = 0;
     while let Some(message) = encoded.blocking_recv() {
         match message {
-            Encoded::Part(range, part) if range == current => files.append(part)?,
-            Encoded::Part(range, part) => waiting.entry(range).or_default().0.push(part),
+            Encoded::Part(range, part, held) => waiting.entry(range).or_default().0.push((part, held)),
             Encoded::End(range) => waiting.entry(range).or_default().1 = true,
         }
         while let Some((parts, ended)) = waiting.get_mut(&current) {
-            for part in parts.drain(..) {
+            for (part, held) in parts.drain(..) {
                 files.append(part)?;
+                backlog.leave(held);
             }
-            if !*ended {
+            let ended = *ended;
+            waiting.remove(&current);
+            if !ended {
                 break;
             }
-            waiting.remove(&current);
             current += 1;
+            backlog.advance();
             tickets.inspect(|tickets| tickets.add_permits(1));
         }
     }

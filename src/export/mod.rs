@@ -6,6 +6,7 @@
 //! ([`files`]), and its bytes are uploaded as they come. Bounded channels lie between them, so that memory does not grow
 //! with the table.
 
+mod backlog;
 pub mod decode;
 pub mod encode;
 pub mod files;
@@ -32,7 +33,8 @@ use crate::config::ExportConfig;
 use crate::db::jobs::Lease;
 use crate::error::{Error, Result};
 use crate::storage::Storage;
-use encode::{Encoder, Limits, Stats};
+use backlog::Backlog;
+use encode::{Encoder, Limits, Part, Stats};
 use files::{Encoded, Written};
 use manifest::Manifest;
 use parquet::Layout;
@@ -54,6 +56,9 @@ const RANGES: usize = 4;
 
 /// Rows of a part of a text file, which is held in memory as it is.
 const TEXT_ROWS: usize = 10_000;
+
+/// Bytes of such a part, where rows are long.
+const TEXT_BYTES: usize = 16 * 1024 * 1024;
 
 /// Digits of its id in the names of an export that has no folder of its own. Files of partitioned datasets have twelve, by
 /// which a run knows what it may remove.
@@ -196,15 +201,21 @@ pub async fn write(
     let (to_writer, encoded) = mpsc::channel(PARTS_IN_FLIGHT);
     // Text is written in the order of the table; the parts of it that are not due wait in memory, so they are few.
     let tickets = plan.is_ordered().then(|| files::tickets(connections.len()));
+    let backlog = Arc::new(Backlog::new(ranges.limits.bytes));
     let encoders = if plan.is_ordered() { connections.len() } else { 1 };
     let mut to_encoders = Vec::new();
     for _ in 0..encoders {
         let (to_encoder, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
         to_encoders.push(to_encoder);
-        let encoding = (Arc::clone(&plan), Arc::clone(&layout), ranges.limits, to_writer.clone(), part.clone());
-        work.spawn_blocking(move || {
-            or_stop(&encoding.4, || encode_all(&encoding.0, &encoding.1, encoding.2, batches, &encoding.3))
-        });
+        let encoding = Encoding {
+            plan: Arc::clone(&plan),
+            layout: Arc::clone(&layout),
+            limits: ranges.limits,
+            backlog: Arc::clone(&backlog),
+            output: to_writer.clone(),
+            lease: part.clone(),
+        };
+        work.spawn_blocking(move || or_stop(&encoding.lease, || encoding.run(batches)));
     }
     for (index, connection) in connections.into_iter().enumerate() {
         let reading = Reader {
@@ -221,7 +232,8 @@ pub async fn write(
     let writing = (Arc::clone(&plan), Arc::clone(&layout), config.file_size.as_u64(), part.clone());
     work.spawn_blocking(move || {
         or_stop(&writing.3, || {
-            files::write(&writing.0, &writing.1, writing.2, encoded, tickets.as_deref(), &to_uploader)
+            let turns = (tickets.as_deref(), &*backlog);
+            files::write(&writing.0, &writing.1, writing.2, encoded, turns, &to_uploader)
         })
     });
     let names = FileNames { stem, extension: plan.extension() };
@@ -287,7 +299,7 @@ impl Ranges {
         let (rows, limits) = if plan.is_ordered() {
             let rows = TEXT_ROWS.min(config.batch_size);
             // A range that turns out a little longer shall not leave a tiny part.
-            (rows, Limits { rows: rows + rows / 4, bytes })
+            (rows, Limits { rows: rows + rows / 4, bytes: bytes.min(TEXT_BYTES) })
         } else {
             // Short, so that no reader works on alone for long at the end of the table.
             ((config.batch_size / RANGES).max(1), Limits { rows: config.batch_size, bytes })
@@ -364,34 +376,43 @@ impl Reader {
     }
 }
 
-fn encode_all(
-    plan: &Plan,
-    layout: &Layout,
+/// What an encoder works with.
+struct Encoding {
+    plan: Arc<Plan>,
+    layout: Arc<Layout>,
     limits: Limits,
-    mut batches: mpsc::Receiver<Read>,
-    output: &mpsc::Sender<Encoded>,
-) -> Result<()> {
-    let mut encoder = Encoder::new(plan, layout, limits);
-    let gone = |_| Error::Internal("the writer ended before the encoders".into());
-    let send = |message| output.blocking_send(message).map_err(gone);
-    while let Some(read) = batches.blocking_recv() {
-        match read {
-            Read::Batch(range, batch) => {
-                if let Some(part) = encoder.write(&batch)? {
-                    send(Encoded::Part(if plan.is_ordered() { range } else { 0 }, part))?;
+    backlog: Arc<Backlog>,
+    output: mpsc::Sender<Encoded>,
+    lease: Lease,
+}
+
+impl Encoding {
+    fn run(&self, mut batches: mpsc::Receiver<Read>) -> Result<()> {
+        let mut encoder = Encoder::new(&self.plan, &self.layout, self.limits);
+        while let Some(read) = batches.blocking_recv() {
+            match read {
+                Read::Batch(range, batch) => {
+                    let range = if self.plan.is_ordered() { range } else { 0 };
+                    self.send_part(range, encoder.write(&batch)?)?;
                 }
-            }
-            Read::End(range) if plan.is_ordered() => {
-                if let Some(part) = encoder.finish()? {
-                    send(Encoded::Part(range, part))?;
+                Read::End(range) if self.plan.is_ordered() => {
+                    self.send_part(range, encoder.finish()?)?;
+                    self.send(Encoded::End(range))?;
                 }
-                send(Encoded::End(range))?;
+                Read::End(_) => {}
             }
-            Read::End(_) => {}
         }
+        self.send_part(0, encoder.finish()?)
     }
-    if let Some(part) = encoder.finish()? {
-        send(Encoded::Part(0, part))?;
+
+    fn send_part(&self, range: usize, part: Option<Part>) -> Result<()> {
+        let Some(part) = part else { return Ok(()) };
+        let held = self.backlog.enter(range, part.waiting_bytes(), &self.lease);
+        self.send(Encoded::Part(range, part, held))
     }
-    Ok(())
+
+    fn send(&self, message: Encoded) -> Result<()> {
+        let gone = |_| Error::Internal("the writer ended before the encoders".into());
+        self.output.blocking_send(message).map_err(gone)
+    }
 }
