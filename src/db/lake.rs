@@ -1,6 +1,8 @@
 //! What a partitioned dataset is compared with: the submissions that a snapshot sees. And the lock that keeps two from
 //! writing one dataset.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres};
@@ -28,6 +30,21 @@ pub async fn visible(connection: &mut PgConnection, dataset: &Dataset) -> Result
         "-- lake.visible\nSELECT id, rows, created_at FROM submissions WHERE dataset = $1 AND rows > 0 ORDER BY id",
     );
     Ok(submissions.bind(&dataset.name).fetch_all(connection).await?)
+}
+
+/// The submissions whose rows have a value in one of some columns. All of the table is looked through.
+///
+/// # Errors
+/// A database out of reach.
+pub async fn with_values(connection: &mut PgConnection, dataset: &Dataset, columns: &[String]) -> Result<HashSet<i64>> {
+    let conditions: Vec<String> = columns.iter().map(|column| format!("{} IS NOT NULL", sql::quoted(column))).collect();
+    let statement = format!(
+        "-- lake.with_values\nSELECT DISTINCT submission_id FROM {} WHERE {}",
+        sql::quoted(&dataset.table),
+        conditions.join(" OR ")
+    );
+    let ids: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_all(connection).await?;
+    Ok(ids.into_iter().collect())
 }
 
 /// The values of some columns, as text, and how many rows have them. Null and the empty text are one.

@@ -22,8 +22,8 @@ pub enum Action {
     New,
     /// It gets the rows of further submissions.
     Add,
-    /// It is written anew: rows left it, a file of it is lost or cut short, it has too many small files or folders of other
-    /// names, or somebody wishes it.
+    /// It is written anew: rows left it, a file of it is lost, cut short or lacks a column, it has too many small files or
+    /// folders of other names, or somebody wishes it.
     Rewrite,
     /// Nothing of it is left.
     Remove,
@@ -117,13 +117,32 @@ pub struct Choice {
     pub small: u64,
 }
 
-/// What has to be done, in the order of time, and how many partitions need nothing. `damaged` are paths of files that do
-/// not lie where the manifest says.
+/// What is wrong with files that a manifest names.
+#[derive(Debug, Default)]
+pub struct Flaws {
+    /// Paths of those that do not lie where the manifest says.
+    pub damaged: HashSet<String>,
+    /// Submissions with values of columns that the files lack: a replica with an older definition has written them.
+    pub lacking: HashSet<i64>,
+}
+
+impl Flaws {
+    fn touch(&self, held: &Partition) -> bool {
+        let is_useless = |file: &File| partition::is_misnamed(&file.path) || self.damaged.contains(&file.path);
+        held.files.iter().any(is_useless) || self.lack(held)
+    }
+
+    fn lack(&self, held: &Partition) -> bool {
+        !self.lacking.is_empty() && held.submissions.0.iter().any(|id| self.lacking.contains(id))
+    }
+}
+
+/// What has to be done, in the order of time, and how many partitions need nothing.
 #[must_use]
 pub fn compare(
     visible: &[Visible],
     manifest: &Manifest,
-    damaged: &HashSet<String>,
+    flaws: &Flaws,
     temporal: Option<Temporal>,
     choice: &Choice,
 ) -> (Vec<Task>, usize) {
@@ -142,13 +161,15 @@ pub fn compare(
     let mut unchanged = 0;
     let mut tasks = Vec::new();
     for (span, all) in now {
-        if span.is_some_and(|span| !span.overlaps(choice.from, choice.to)) {
-            continue;
-        }
+        let is_chosen = span.is_none_or(|span| span.overlaps(choice.from, choice.to));
         let path = temporal.zip(span).map(|(temporal, span)| path(temporal, &span)).unwrap_or_default();
         let label = temporal.zip(span).map(|(temporal, span)| label(temporal, &span)).unwrap_or_default();
         let held = held.get(path.as_str()).copied();
-        match decide(&all, held, damaged, choice) {
+        // Columns that are in the manifest after this run must be in all files.
+        if !is_chosen && !held.is_some_and(|held| flaws.lack(held)) {
+            continue;
+        }
+        match decide(&all, held, flaws, choice) {
             Some((action, added)) => {
                 let kept = held.filter(|_| action == Action::Add).map(|held| held.files.clone());
                 tasks.push(Task { action, path, label, span, all, added, kept: kept.unwrap_or_default() });
@@ -163,7 +184,7 @@ pub fn compare(
 fn decide(
     all: &[Visible],
     held: Option<&Partition>,
-    damaged: &HashSet<String>,
+    flaws: &Flaws,
     choice: &Choice,
 ) -> Option<(Action, Option<Vec<i64>>)> {
     let Some(held) = held else { return Some((Action::New, None)) };
@@ -172,11 +193,7 @@ fn decide(
     }
     let has = |submission: &&Visible| held.submissions.0.binary_search(&submission.id).is_ok();
     let (known, added): (Vec<&Visible>, Vec<&Visible>) = all.iter().partition(has);
-    let is_useless = |file: &File| partition::is_misnamed(&file.path) || damaged.contains(&file.path);
-    if choice.overwrite
-        || held.files.iter().any(is_useless)
-        || known.len() != held.submissions.0.len()
-        || digest(known) != held.digest
+    if choice.overwrite || flaws.touch(held) || known.len() != held.submissions.0.len() || digest(known) != held.digest
     {
         return Some((Action::Rewrite, None));
     }

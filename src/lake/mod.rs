@@ -13,6 +13,7 @@ pub mod partition;
 mod place;
 mod write;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 use crate::config::{ExportConfig, Format, Partitioning};
 use crate::dataset::{Dataset, Fault};
@@ -29,7 +30,7 @@ use crate::db::lake::{self as db, Lock};
 use crate::error::{Error, Result};
 use crate::export::snapshot::Snapshot;
 use crate::export::spec::{ExportSpec, Plan};
-use changes::{Action, Choice, Task};
+use changes::{Action, Choice, Flaws, Task};
 use manifest::{File, Manifest, Retired};
 pub use place::{Found, Place, is_of_a_run, refuse_keys, run_digits};
 use write::Writing;
@@ -208,16 +209,20 @@ impl Outcome {
 pub async fn preview(pool: &PgPool, wish: &Wish, place: &Place<'_>) -> Result<Outcome> {
     let (manifest, _) = place.manifest(pool, wish).await?;
     let damaged = place::damaged(&manifest, &place.files(&manifest.dataset).await?);
+    let mut flaws = Flaws { damaged, ..Flaws::default() };
     let snapshot = Snapshot::take(pool).await?;
     let table = snapshot.table(wish.dataset()).await?;
     let mut connection = snapshot.connection().await?;
     let visible = db::visible(&mut connection, wish.dataset()).await?;
-    let (tasks, unchanged) = changes::compare(&visible, &manifest, &damaged, wish.partitioning.temporal, &wish.choice);
+    flaws.lacking = lacking(&mut connection, wish, &manifest).await?;
+    let (tasks, unchanged) = changes::compare(&visible, &manifest, &flaws, wish.partitioning.temporal, &wish.choice);
     let (rows, bytes) = match manifest.size() {
         (0, _) => (table.rows.max(1), table.pages.unsigned_abs() * 8192 / SHRINKS),
         size => size,
     };
-    let estimate = |task: &Task| Done { bytes: task.rows() * bytes / rows, ..done(task, Vec::new()) };
+    let share = |task: &Task| u128::from(task.rows()) * u128::from(bytes) / u128::from(rows);
+    let estimate =
+        |task: &Task| Done { bytes: u64::try_from(share(task)).unwrap_or(u64::MAX), ..done(task, Vec::new()) };
     let partitions = tasks.iter().map(estimate).collect();
     Ok(Outcome { dataset: wish.dataset().name.clone(), partitions, unchanged, replaced: 0 })
 }
@@ -271,8 +276,8 @@ impl Run<'_> {
         let (wish, progress) = (self.wish, &self.lease.progress);
         progress.enter("comparing");
         let files = self.place.files(&wish.dataset().name).await?;
-        let damaged = place::damaged(&self.manifest, &files);
-        for path in &damaged {
+        let mut flaws = Flaws { damaged: place::damaged(&self.manifest, &files), ..Flaws::default() };
+        for path in &flaws.damaged {
             tracing::warn!(path, "a file is lost or was cut short: its partition is written anew");
         }
         let is_outdated = match found {
@@ -296,9 +301,10 @@ impl Run<'_> {
         let table = self.lease.unless_cancelled(snapshot.table(wish.dataset())).await??;
         let mut connection = self.lease.unless_cancelled(snapshot.connection()).await??;
         let visible = self.lease.unless_cancelled(db::visible(&mut connection, wish.dataset())).await??;
+        flaws.lacking = self.lease.unless_cancelled(lacking(&mut connection, wish, &self.manifest)).await??;
         snapshot.give_back(connection);
         let (tasks, unchanged) =
-            changes::compare(&visible, &self.manifest, &damaged, wish.partitioning.temporal, &wish.choice);
+            changes::compare(&visible, &self.manifest, &flaws, wish.partitioning.temporal, &wish.choice);
         drop(visible);
         progress.expect_rows(Some(tasks.iter().map(Task::rows).sum()));
         progress.enter("writing");
@@ -425,6 +431,22 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Submissions with values of columns that the files of the manifest lack, as those that an older replica has written.
+async fn lacking(connection: &mut PgConnection, wish: &Wish, manifest: &Manifest) -> Result<HashSet<i64>> {
+    if manifest.partitions.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let is_new = |name: &&String| manifest.columns.iter().all(|column| column.name != **name);
+    let columns = manifest::columns(&wish.plan).into_iter().map(|column| column.name);
+    // The time's parts are in the files of such a manifest, and no columns of the table.
+    let of_table = |name: &String| wish.dataset().columns.iter().any(|column| column.name == *name);
+    let columns: Vec<String> = columns.filter(|name| is_new(&name) && of_table(name)).collect();
+    if columns.is_empty() {
+        return Ok(HashSet::new());
+    }
+    db::with_values(connection, wish.dataset(), &columns).await
 }
 
 fn done(task: &Task, files: Vec<File>) -> Done {

@@ -1,16 +1,22 @@
 //! Partitioned datasets read by DuckDB, Polars, pyarrow and Spark, files from before a column existed among them.
 
+use std::collections::BTreeMap;
+
+use arrow::array::AsArray;
+use bytes::Bytes;
 use nvd_support_car::app::App;
 use nvd_support_car::config::{Config, Partitioning};
 use nvd_support_car::db::jobs::Lease;
 use nvd_support_car::export::spec::ExportSpec;
 use nvd_support_car::lake::{self, Place, Wish};
 use nvd_support_car::storage::Storage;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::app::TestApp;
+use crate::lake::named_files;
 use crate::process::binary;
 use crate::python;
 
@@ -47,6 +53,45 @@ async fn run(app: &App, storage: &Storage, dataset: &str, partitioning: Value) {
     let wish = Wish::new(dataset, &ExportSpec::default(), &partitioning, false, &app.config.export).expect("wish");
     let place = Place { storage, folder: "" };
     lake::run(&app.pool, &app.config.export, &wish, &place, &Lease::new(Uuid::now_v7(), 1)).await.expect("run");
+}
+
+#[tokio::test]
+async fn values_that_an_older_replica_has_left_out_are_written_by_a_newer_one() {
+    let (before, after) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    std::fs::write(before.path().join("hits.toml"), BEFORE).expect("definition");
+    std::fs::write(after.path().join("hits.toml"), format!("{BEFORE}{COLUMN}")).expect("definition");
+    let app = TestApp::with(&[("datasets.dir", after.path().to_str().expect("UTF-8"))]).await;
+    let lake = tempfile::tempdir().expect("folder");
+    let storage = Storage::open(lake.path().to_str().expect("UTF-8")).expect("storage");
+    let exports = ("export.storage".to_owned(), app.exports().display().to_string());
+    let dir = ("datasets.dir".to_owned(), before.path().display().to_string());
+    let older = App::new(Config::load(None, [], &[exports, dir]).expect("configuration"), &app.database_url());
+    let older = older.expect("app");
+    store(&app, "S1", "2026-11-01", Some("kept")).await;
+    store(&app, "S2", "2026-11-02", None).await;
+    let files = || named_files(&lake.path().join("hits")).into_iter().map(|(path, bytes, _)| (path, bytes));
+    let daily = json!({"temporal": "year,month,day"});
+    run(&older, &storage, "hits", daily.clone()).await;
+    older.pool.close().await;
+    let first: BTreeMap<String, Vec<u8>> = files().collect();
+    run(&app.app, &storage, "hits", daily.clone()).await;
+    let second: BTreeMap<String, Vec<u8>> = files().collect();
+    let mut kept = 0;
+    for (path, bytes) in &second {
+        let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes.clone())).expect("Parquet");
+        for batch in reader.build().expect("reader").map(|batch| batch.expect("batch")) {
+            let notes = batch.column_by_name("note").map(|notes| notes.as_string::<i32>().iter().flatten().count());
+            kept += notes.unwrap_or_default();
+        }
+        assert_eq!(
+            first.contains_key(path),
+            path.contains("day=02"),
+            "a day without the column's values stays: {path}"
+        );
+    }
+    assert_eq!(kept, 100);
+    run(&app.app, &storage, "hits", daily).await;
+    assert!(files().eq(second), "a run without changes changed something");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
