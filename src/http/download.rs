@@ -191,9 +191,9 @@ pub async fn send_one(http: &Http, method: &Method, headers: &HeaderMap, file: &
     Ok(response)
 }
 
-/// Refuses a file that the storage has lost. Whatever else is wrong with the storage is told when the file is read.
+/// Refuses a file that the storage has lost, and any while it is away.
 pub async fn check_stored(storage: &Storage, path: &str) -> Result<()> {
-    if !matches!(storage.exists(path).await, Ok(false)) {
+    if storage.exists(path).await? {
         return Ok(());
     }
     tracing::error!(file = path, "a file is missing from the storage");

@@ -34,27 +34,39 @@ pub async fn run(app: &App) {
     }
 }
 
-/// Removes exports whose time is over: the files first, so that no file is ever without its row for good.
+/// Removes exports whose time is over: the files first, so that no file is ever without its row for good. One that cannot be
+/// removed holds up none of the others.
 ///
 /// # Errors
-/// A database or a storage out of reach.
+/// The first of those, or a database out of reach.
 pub async fn expire(app: &App) -> Result<()> {
+    let mut fault = None;
     for export in exports::expired(&app.pool, app.config.export.keep_at_least).await? {
-        remove(app, &export).await?;
-        tracing::info!(export = %export.id, dataset = export.dataset, "export removed: its time is over");
+        match remove(app, &export).await {
+            Ok(_) => tracing::info!(export = %export.id, dataset = export.dataset, "export removed: its time is over"),
+            Err(error) => fault = fault.or(Some(error)),
+        }
     }
     for job in export_jobs::expired(&app.pool).await? {
-        app.storage.delete(&export_folder(&job.dataset, job.export_id)).await?;
-        export_jobs::expire(&app.pool, job.number).await?;
-        tracing::info!(export_job = job.number, dataset = job.dataset, "files removed: their time is over");
+        match app.storage.delete(&export_folder(&job.dataset, job.export_id)).await {
+            Ok(_) => {
+                export_jobs::expire(&app.pool, job.number).await?;
+                tracing::info!(export_job = job.number, dataset = job.dataset, "files removed: their time is over");
+            }
+            Err(error) => fault = fault.or(Some(error)),
+        }
     }
     for run in extract_runs::expired(&app.pool).await? {
-        app.storage.delete(&format!("{}/{run}", extract::FOLDER)).await?;
-        extract_runs::expire(&app.pool, &run).await?;
-        tracing::info!(run, "artifacts removed: their time is over");
+        match app.storage.delete(&format!("{}/{run}", extract::FOLDER)).await {
+            Ok(_) => {
+                extract_runs::expire(&app.pool, &run).await?;
+                tracing::info!(run, "artifacts removed: their time is over");
+            }
+            Err(error) => fault = fault.or(Some(error)),
+        }
     }
     extract_runs::forget(&app.pool, JOBS).await?;
-    Ok(())
+    fault.map_or(Ok(()), Err)
 }
 
 /// Removes an export: its files, then its row.
