@@ -248,7 +248,9 @@ impl<E: FnMut(u64, &str) -> Result<()>> Walk<'_, E> {
         match others.and_then(|others| Some((others, serde_json::from_str::<HashMap<String, &RawValue>>(raw).ok()?))) {
             Some((others, own)) => {
                 self.row.push('{');
-                for (name, value) in others.iter().filter(|(name, _)| !own.contains_key(*name)) {
+                // Fields are found whatever their case.
+                let is_own = |name: &str| own.keys().any(|own| own.eq_ignore_ascii_case(name));
+                for (name, value) in others.iter().filter(|(name, _)| !is_own(name)) {
                     self.row.push_str(&format!("{}:{value},", Value::from(name.as_str())));
                 }
                 let fields = raw.trim_start_matches('{');

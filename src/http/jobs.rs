@@ -215,18 +215,28 @@ fn events(http: Http, id: Uuid) -> impl Stream<Item = Result<Event, Infallible>>
             return None;
         }
         loop {
-            let job = find(&http, id).await.ok()?;
-            let ended = job.has_ended();
-            let text = serde_json::to_string(&body(&http, job).await.ok()?).ok()?;
-            if text != told || ended {
-                told.clone_from(&text);
-                let event = Event::default().event("progress").data(text);
-                return Some((Ok(event), (http, told, ended)));
+            match look(&http, id).await {
+                Ok((text, ended)) if text != told || ended => {
+                    told.clone_from(&text);
+                    let event = Event::default().event("progress").data(text);
+                    return Some((Ok(event), (http, told, ended)));
+                }
+                // While the database is away the job goes on, or is taken over.
+                Err(error) if !error.is_retryable() => return None,
+                _ => {}
             }
             // Whoever follows asks again, and finds another replica or this one started anew.
             http.app.stopping.run_until_cancelled(tokio::time::sleep(POLL)).await?;
         }
     })
+}
+
+/// A job as it is told, and whether it has ended.
+async fn look(http: &Http, id: Uuid) -> Result<(String, bool)> {
+    let job = find(http, id).await?;
+    let ended = job.has_ended();
+    let text = serde_json::to_string(&body(http, job).await?);
+    Ok((text.map_err(|error| Error::Internal(format!("a job cannot be written: {error}")))?, ended))
 }
 
 async fn find(http: &Http, id: Uuid) -> Result<Job> {

@@ -481,6 +481,10 @@ fn an_empty_list_beside_the_rows_of_a_report_is_one_of_its_fields() {
     desk.good(&[&file]);
     assert_eq!(desk.rows("report").len(), 2);
     assert!(desk.rows("report").iter().all(|row| row.contains("errors=[]")), "{:?}", desk.rows("report"));
+    // A row's own value stands for that around it, whatever its case.
+    let file = desk.file("own.json", "{\"Lab\": \"l1\", \"rows\": [{\"n\": 1, \"lab\": \"l2\"}]}");
+    desk.good(&[&file]);
+    assert!(desk.rows("own")[0].contains("lab=l2"), "{:?}", desk.rows("own"));
     // Which of two empty lists would have the rows, nobody knows.
     let (code, _, errors) = desk.convert(&[&desk.file("report.json", report("[]"))]);
     assert!(code == 1 && errors.contains("several lists of objects"), "{errors}");
