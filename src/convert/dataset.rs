@@ -291,14 +291,13 @@ impl<'w> Converted<'w> {
         let (input, grown_from) = (self.input(&file), file.grown_from.clone());
         let announced = self.held.clone().filter(|_| !self.has_manifest && !self.wish.is_preview);
         let name = self.name.clone();
-        let announce = move || match announced {
+        let announce = move |wish: &Wish| match announced {
             Some(manifest) => {
                 let storage = Storage::open(&wish.output.to_string_lossy())?;
                 Handle::current().block_on(manifest.save(&storage, &name))
             }
             None => Ok(()),
         };
-        let wish = self.wish.clone();
         let mut taken = blocking(move || convert(&file, &ready, &wish, root, &stop, announce)).await??;
         if self.wish.is_preview {
             return Ok(taken);
@@ -333,7 +332,8 @@ impl<'w> Converted<'w> {
     }
 }
 
-/// Reads a file to its end and writes its rows; `announce` comes before files get their names. After a fault nothing of it is
+/// Reads a file to its end and writes its rows; before files get their names, `announce` puts a manifest beside them, by which
+/// the next run knows that they are ours. After a fault nothing of it is
 /// left.
 fn convert(
     file: &Known,
@@ -341,7 +341,7 @@ fn convert(
     wish: &Wish,
     root: PathBuf,
     stop: &Arc<AtomicBool>,
-    announce: impl FnOnce() -> Result<()>,
+    announce: impl FnOnce(&Wish) -> Result<()>,
 ) -> Result<Taken> {
     let dataset = &ready.plan.dataset;
     let sha256 = data_encoding::HEXLOWER.encode(&file.digest.sha256);
@@ -382,7 +382,7 @@ fn convert(
     if !file.input.is_unchanged() {
         return Err(Error::Body("was changed while it was read: try again when it is complete".into()));
     }
-    announce()?;
+    announce(wish)?;
     let partitions = partitions.finish()?;
     let bytes = partitions.iter().flat_map(|part| &part.files).map(|file| file.bytes).sum();
     Ok(Taken { rows, text_bytes: file.digest.bytes, bytes, kept: 0, partitions })

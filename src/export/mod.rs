@@ -207,7 +207,7 @@ pub async fn write(
     for _ in 0..encoders {
         let (to_encoder, batches) = mpsc::channel(BATCHES_IN_FLIGHT);
         to_encoders.push(to_encoder);
-        let encoding = Encoding {
+        let encoding = EncoderThread {
             plan: Arc::clone(&plan),
             layout: Arc::clone(&layout),
             limits: ranges.limits,
@@ -376,8 +376,8 @@ impl Reader {
     }
 }
 
-/// What an encoder works with.
-struct Encoding {
+/// What a thread that encodes works with.
+struct EncoderThread {
     plan: Arc<Plan>,
     layout: Arc<Layout>,
     limits: Limits,
@@ -386,7 +386,7 @@ struct Encoding {
     lease: Lease,
 }
 
-impl Encoding {
+impl EncoderThread {
     fn run(&self, mut batches: mpsc::Receiver<Read>) -> Result<()> {
         let mut encoder = Encoder::new(&self.plan, &self.layout, self.limits);
         while let Some(read) = batches.blocking_recv() {
