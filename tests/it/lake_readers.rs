@@ -47,6 +47,19 @@ async fn store(app: &TestApp, sample: &str, day: &str, note: Option<&str>) {
     }
 }
 
+/// A service that knows the column, and one over its database that does not.
+async fn before_and_after() -> (TestApp, App) {
+    let (before, after) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+    std::fs::write(before.path().join("hits.toml"), BEFORE).expect("definition");
+    std::fs::write(after.path().join("hits.toml"), format!("{BEFORE}{COLUMN}")).expect("definition");
+    let app = TestApp::with(&[("datasets.dir", after.path().to_str().expect("UTF-8"))]).await;
+    let exports = ("export.storage".to_owned(), app.exports().display().to_string());
+    let dir = ("datasets.dir".to_owned(), before.path().display().to_string());
+    let config = Config::load(None, [], &[exports, dir]).expect("configuration");
+    let earlier = App::new(config, &app.database_url()).expect("app");
+    (app, earlier)
+}
+
 async fn run(app: &App, storage: &Storage, dataset: &str, partitioning: Value) {
     let partitioning: Partitioning = serde_json::from_value(partitioning).expect("partitioning");
     let dataset = app.datasets.get(dataset).expect("dataset");
@@ -57,16 +70,9 @@ async fn run(app: &App, storage: &Storage, dataset: &str, partitioning: Value) {
 
 #[tokio::test]
 async fn values_that_an_older_replica_has_left_out_are_written_by_a_newer_one() {
-    let (before, after) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
-    std::fs::write(before.path().join("hits.toml"), BEFORE).expect("definition");
-    std::fs::write(after.path().join("hits.toml"), format!("{BEFORE}{COLUMN}")).expect("definition");
-    let app = TestApp::with(&[("datasets.dir", after.path().to_str().expect("UTF-8"))]).await;
+    let (app, older) = before_and_after().await;
     let lake = tempfile::tempdir().expect("folder");
     let storage = Storage::open(lake.path().to_str().expect("UTF-8")).expect("storage");
-    let exports = ("export.storage".to_owned(), app.exports().display().to_string());
-    let dir = ("datasets.dir".to_owned(), before.path().display().to_string());
-    let older = App::new(Config::load(None, [], &[exports, dir]).expect("configuration"), &app.database_url());
-    let older = older.expect("app");
     store(&app, "S1", "2026-11-01", Some("kept")).await;
     store(&app, "S2", "2026-11-02", None).await;
     let files = || named_files(&lake.path().join("hits")).into_iter().map(|(path, bytes, _)| (path, bytes));
@@ -97,16 +103,9 @@ async fn values_that_an_older_replica_has_left_out_are_written_by_a_newer_one() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs NVD_PYTHON: a Python with what tests/python.txt names; .ci/run has one"]
 async fn readers_of_others_find_every_row_and_null_where_a_column_did_not_exist_yet() {
-    let (before, after) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
-    std::fs::write(before.path().join("hits.toml"), BEFORE).expect("definition");
-    std::fs::write(after.path().join("hits.toml"), format!("{BEFORE}{COLUMN}")).expect("definition");
-    let app = TestApp::with(&[("datasets.dir", after.path().to_str().expect("UTF-8"))]).await;
+    let (app, earlier) = before_and_after().await;
     let lake = tempfile::tempdir().expect("folder");
     let storage = Storage::open(lake.path().to_str().expect("UTF-8")).expect("storage");
-    let exports = ("export.storage".to_owned(), app.exports().display().to_string());
-    let dir = ("datasets.dir".to_owned(), before.path().display().to_string());
-    let config = Config::load(None, [], &[exports, dir]).expect("configuration");
-    let earlier = App::new(config, &app.database_url()).expect("app");
     store(&app, "S1", "2024-02-29", None).await;
     store(&app, "S2", "2026-11-01", None).await;
     run(&earlier, &storage, "hits", json!({"temporal": "year,month,day"})).await;
